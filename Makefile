@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+SOURCES := *.py evaluate harvest models report sae store tests tools train
+
+.PHONY: demo test check format test-tl4 clean
+
+demo: $(VENV)/.installed  ## the main job on the embedded model, offline once installed
+	$(BIN)/splinterp demo
+
+test: $(VENV)/.installed-dev  ## the tests; offline once installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev  ## lint, format, types
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/basedpyright --pythonpath $(BIN)/python --level error
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# torch goes first and pinned: left to the resolver, a newer build with gigabytes of CUDA may come instead.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "splinterp needs Python 3.11 or newer; name one with make PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV), once …"
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --constraint constraints.txt --editable '.[dev,saelens]'
+	touch $@
+
+# The other line of TransformerLens. SAELens needs the older one, so that its interop tests are left out here.
+test-tl4: .venv-tl4/.installed
+	.venv-tl4/bin/python -m pytest
+
+.venv-tl4/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-tl4
+	grep -v -e '^transformer-lens==' -e '^sae-lens==' constraints.txt > .venv-tl4/constraints.txt
+	.venv-tl4/bin/python -m pip install --quiet --constraint .venv-tl4/constraints.txt torch
+	.venv-tl4/bin/python -m pip install --quiet --constraint .venv-tl4/constraints.txt --editable '.[dev]' transformer-lens==4.3.0
+	touch $@
+
+clean:
+	rm -rf .venv .venv-tl4 build *.egg-info

@@ -1,0 +1,57 @@
+"""Progress on stderr: a rich bar with rate, time left and the figures that matter."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from .quantities import format_count
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{format_count(speed)} {self.unit}/s" if speed else f"… {self.unit}/s", style="cyan")
+
+
+class Bar:
+    """A progress bar for work of known or unknown length; a context manager.
+
+    On a terminal it moves; elsewhere (a log file, CI) it stays silent and the commands' own lines tell what happened.
+    """
+
+    def __init__(self, description: str, total: int | None, unit: str = "rows") -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit),
+            TimeRemainingColumn(), TextColumn("{task.fields[figures]}", style="green"),
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._progress.add_task(description, total=total, figures="")
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def update(self, done: int, figures: str = "", description: str | None = None, total: int | None = None) -> None:
+        """Set how much is done, and what is shown beside it."""
+        self._progress.update(self._task, completed=done, figures=figures, description=description, total=total)
