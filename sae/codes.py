@@ -1,0 +1,69 @@
+"""Codes, the activations of the latents: k of them a row as (indices, values), or all of them as a dense matrix.
+
+TopK codes are kept sparse from the top-k on: decoding, the Gram matrix and the cross moment then cost k/d_sae of the dense products.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class SparseCodes(NamedTuple):
+    """Codes of N rows with k entries each: latent `indices` [N, k] (int64, distinct within a row) and their `values` [N, k].
+
+    Entries may be zero: a top-k pre-activation below zero is still an entry, with the value that its ReLU gives.
+    """
+
+    indices: Tensor
+    values: Tensor
+
+
+Codes = SparseCodes | Tensor
+
+
+def decode(codes: Codes, W_dec: Tensor, b_dec: Tensor) -> Tensor:
+    """x̂ = z·W_dec + b_dec: codes of N rows, W_dec [d_sae, d_in], b_dec [d_in] -> [N, d_in]. Differentiable in all of them."""
+    if isinstance(codes, SparseCodes):
+        return F.embedding_bag(codes.indices, W_dec, per_sample_weights=codes.values, mode="sum") + b_dec
+    return torch.addmm(b_dec, codes, W_dec)
+
+
+def to_dense(codes: Codes, d_sae: int) -> Tensor:
+    """Codes as a dense matrix [N, d_sae]."""
+    if isinstance(codes, SparseCodes):
+        return codes.values.new_zeros(len(codes.values), d_sae).scatter(1, codes.indices, codes.values)
+    return codes
+
+
+def to_csr(codes: Codes, d_sae: int) -> scipy.sparse.csr_array:
+    """Codes as a SciPy CSR matrix [N, d_sae] of the codes' dtype, on the CPU; the values of sparse codes are not copied."""
+    if isinstance(codes, SparseCodes):
+        n, k = codes.values.shape
+        data, indices = codes.values.detach().cpu().numpy().reshape(-1), codes.indices.cpu().numpy().reshape(-1)
+        pointers = np.arange(0, n * k + 1, k, dtype=np.int64)
+        return scipy.sparse.csr_array((data, indices, pointers), shape=(n, d_sae))
+    return scipy.sparse.csr_array(codes.detach().cpu().numpy())
+
+
+def to_double(codes: Codes) -> Codes:
+    """The same codes in float64."""
+    return SparseCodes(codes.indices, codes.values.double()) if isinstance(codes, SparseCodes) else codes.double()
+
+
+def fired_counts(codes: Codes, d_sae: int) -> Tensor:
+    """For every latent, on how many of the rows its code is not zero: int64 [d_sae]."""
+    if isinstance(codes, SparseCodes):
+        return torch.bincount(codes.indices[codes.values != 0], minlength=d_sae)
+    return (codes != 0).sum(0)
+
+
+def l0(codes: Codes) -> float:
+    """L0: the mean number of codes a row that are not zero."""
+    values = codes.values if isinstance(codes, SparseCodes) else codes
+    return float((values != 0).sum()) / max(1, len(values))

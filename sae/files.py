@@ -1,0 +1,96 @@
+"""SAE files in SAELens's format: a directory with `sae_weights.safetensors` and `cfg.json`, which SAELens loads as it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..errors import SAEError
+from .model import SAE, SAEConfig
+
+WEIGHTS = "sae_weights.safetensors"
+CONFIG = "cfg.json"
+# SAELens reads files that name no version, or one before 6, as an older format and drops their metadata.
+SAE_LENS_FORMAT = "6.54.0"
+
+
+def save_sae(sae: SAE, directory: Path) -> None:
+    """Write `sae` (float32) into `directory`, which is made if need be, in SAELens's format."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+    if sae.threshold is not None:
+        tensors["threshold"] = sae.threshold
+    save_file({k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}, directory / WEIGHTS)
+    config = sae.config
+    cfg: dict[str, Any] = {
+        "architecture": config.architecture,
+        "d_in": config.d_in,
+        "d_sae": config.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": config.apply_b_dec_to_input,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {**config.metadata, "sae_lens_version": SAE_LENS_FORMAT},
+    }
+    if config.architecture == "topk":
+        cfg |= {"k": config.k, "rescale_acts_by_decoder_norm": config.rescale_acts_by_decoder_norm}
+    (directory / CONFIG).write_text(json.dumps(cfg, indent=2) + "\n", encoding="utf-8")
+
+
+def load_sae(directory: Path, device: str | torch.device = "cpu") -> SAE:
+    """Read an SAE in SAELens's format, ours or SAELens's own, in float32.
+
+    Raises:
+        SAEError: no such directory, not an SAE, damaged, or of a kind that is not supported.
+    """
+    config_path, weights_path = directory / CONFIG, directory / WEIGHTS
+    if not directory.exists():
+        raise SAEError(f"There is no SAE at {directory}; give a run directory, or any directory in SAELens's format.")
+    if not config_path.is_file() or not weights_path.is_file():
+        raise SAEError(
+            f"{directory} is not an SAE: it needs {CONFIG} and {WEIGHTS} (a run that has not finished has none yet)."
+        )
+    try:
+        cfg = json.loads(config_path.read_text(encoding="utf-8"))
+        tensors = load_file(weights_path, device=str(device))
+    except (ValueError, SafetensorError) as error:
+        raise SAEError(f"The SAE in {directory} is damaged: {error}.") from error
+    if not isinstance(cfg, dict):
+        raise SAEError(f"{config_path} is damaged: it does not hold a JSON object.")
+    config = _config(cfg, directory)
+    shapes = {
+        "W_enc": (config.d_in, config.d_sae), "b_enc": (config.d_sae,), "W_dec": (config.d_sae, config.d_in), "b_dec": (config.d_in,)
+    }  # fmt: skip
+    if config.architecture == "jumprelu":
+        shapes["threshold"] = (config.d_sae,)
+    for name, shape in shapes.items():
+        if name not in tensors or tuple(tensors[name].shape) != shape:
+            found = tuple(tensors[name].shape) if name in tensors else "nothing"
+            raise SAEError(f"The SAE in {directory} does not fit its {CONFIG}: {name} should be {shape}, found {found}.")
+    return SAE(config, **{name: tensors[name].float() for name in shapes})
+
+
+def _config(cfg: dict[str, Any], directory: Path) -> SAEConfig:
+    for key, plain in (("normalize_activations", "none"), ("reshape_activations", "none")):
+        if cfg.get(key, plain) != plain:
+            raise SAEError(
+                f"The SAE in {directory} uses {key}={cfg[key]}, which is not supported; fold it into the weights first."
+            )
+    try:
+        return SAEConfig(
+            architecture=cfg["architecture"],
+            d_in=int(cfg["d_in"]),
+            d_sae=int(cfg["d_sae"]),
+            k=int(cfg["k"]) if cfg.get("k") is not None else None,
+            apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
+            rescale_acts_by_decoder_norm=bool(cfg.get("rescale_acts_by_decoder_norm", False)),
+            metadata=dict(cfg.get("metadata") or {}),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise SAEError(f"{directory / CONFIG} is not a configuration that is understood: {error!r}.") from error

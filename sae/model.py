@@ -1,0 +1,159 @@
+"""The sparse autoencoder: pre-activations x·W_enc + b_enc, an activation, and x̂ = z·W_dec + b_dec.
+
+Activations (names as in SAELens): `standard` is ReLU, `topk` keeps the k largest pre-activations and then applies ReLU, `jumprelu`
+zeroes what does not exceed a threshold.
+
+The gauge. For every latent, scaling its encoder column and bias by s > 0 and its decoder row by 1/s leaves x̂ as it is (for TopK as long
+as the same latents are selected). One convention settles it, here: while training, decoder rows have unit norm, so that a pre-activation
+is the size of the latent's contribution and top-k compares contributions (`normalised_gauge`). A solve over finished codes may leave
+other norms: the selection belongs to the encoder and is not touched by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import SAEError
+from .codes import Codes, SparseCodes, decode
+
+Architecture = Literal["standard", "topk", "jumprelu"]
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    """What an SAE is, apart from its weights; the names are SAELens's.
+
+    Attributes:
+        architecture: standard (ReLU), topk or jumprelu.
+        d_in: width of the rows.
+        d_sae: number of latents.
+        k: latents kept a row (topk only).
+        apply_b_dec_to_input: whether b_dec is subtracted from the rows before encoding.
+        rescale_acts_by_decoder_norm: whether top-k compares pre-activations times the decoder rows' norms (topk only); the codes are
+            then multiplied by these norms and the decoder rows divided by them.
+        metadata: where it comes from: model_name, hook_name, ...
+    """
+
+    architecture: Architecture
+    d_in: int
+    d_sae: int
+    k: int | None = None
+    apply_b_dec_to_input: bool = False
+    rescale_acts_by_decoder_norm: bool = False
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.architecture not in get_args(Architecture):
+            raise SAEError(
+                f"SAE architecture '{self.architecture}' is not supported; known are {', '.join(get_args(Architecture))}."
+            )
+        if self.d_in < 1 or self.d_sae < 1:
+            raise SAEError(f"An SAE needs at least one input and one latent; got d_in={self.d_in}, d_sae={self.d_sae}.")
+        if self.architecture == "topk" and (self.k is None or not 1 <= self.k <= self.d_sae):
+            raise SAEError(
+                f"k={self.k} must be between 1 and the number of latents, {self.d_sae}; lower --k or raise --latents."
+            )
+
+
+@dataclass(frozen=True)
+class SAE:
+    """A sparse autoencoder's weights, all of one float dtype and on one device.
+
+    Attributes:
+        config: what it is.
+        W_enc: [d_in, d_sae]. b_enc: [d_sae]. W_dec: [d_sae, d_in]. b_dec: [d_in]. threshold: [d_sae], jumprelu only.
+    """
+
+    config: SAEConfig
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    threshold: Tensor | None = None
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """Rows [N, d_in] -> (x − b_dec·[apply_b_dec_to_input])·W_enc + b_enc, [N, d_sae]."""
+        if self.config.apply_b_dec_to_input:
+            x = x - self.b_dec
+        return torch.addmm(self.b_enc, x, self.W_enc)
+
+    def encode(self, x: Tensor) -> Codes:
+        """Rows [N, d_in] -> codes: SparseCodes with k entries a row for topk, dense [N, d_sae] otherwise."""
+        pre = self.pre_activations(x)
+        match self.config.architecture:
+            case "topk":
+                assert self.config.k is not None
+                if self.config.rescale_acts_by_decoder_norm:
+                    pre = pre * self.W_dec.norm(dim=1)
+                return select_topk(pre, self.config.k)
+            case "jumprelu":
+                assert self.threshold is not None
+                return pre.relu() * (pre > self.threshold)
+            case "standard":
+                return pre.relu()
+
+    def decode(self, codes: Codes) -> Tensor:
+        """Codes of N rows -> reconstructions [N, d_in]."""
+        W_dec = self.W_dec
+        if self.config.rescale_acts_by_decoder_norm:
+            W_dec = W_dec / W_dec.norm(dim=1, keepdim=True)
+        return decode(codes, W_dec, self.b_dec)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rows [N, d_in] -> reconstructions [N, d_in]."""
+        return self.decode(self.encode(x))
+
+    def with_decoder(self, W_dec: Tensor, b_dec: Tensor) -> SAE:
+        """The same codes with another decoder [d_sae, d_in], [d_in].
+
+        Conventions in which the decoder takes part in encoding are first folded into the encoder, so that the codes stay what they are.
+        """
+        sae = self.plain()
+        return replace(sae, W_dec=W_dec.to(sae.W_dec), b_dec=b_dec.to(sae.b_dec))
+
+    def plain(self) -> SAE:
+        """An equal SAE whose encoder does not use the decoder: apply_b_dec_to_input and rescale_acts_by_decoder_norm folded in."""
+        W_enc, b_enc, W_dec = self.W_enc, self.b_enc, self.W_dec
+        if self.config.apply_b_dec_to_input:
+            b_enc = b_enc - self.b_dec @ W_enc
+        if self.config.rescale_acts_by_decoder_norm:
+            norms = W_dec.norm(dim=1)
+            W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
+        config = replace(self.config, apply_b_dec_to_input=False, rescale_acts_by_decoder_norm=False)
+        return replace(self, config=config, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec)
+
+    def fold_normalisation(self, mean: Tensor, scale: float) -> SAE:
+        """An SAE of normalised rows (x − mean)/scale as one of raw rows x: the same codes, reconstructions in raw units.
+
+        Args:
+            mean: [d_in]. scale: in raw units.
+        """
+        sae = self.plain()
+        W_enc = sae.W_enc / scale
+        return replace(
+            sae, W_enc=W_enc, b_enc=sae.b_enc - mean @ W_enc, W_dec=sae.W_dec * scale, b_dec=sae.b_dec * scale + mean
+        )  # fmt: skip
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> SAE:
+        """The same SAE on another device or in another float dtype."""
+        names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+        tensors = {name: getattr(self, name) for name in names}
+        return replace(self, **{k: None if v is None else v.to(device=device, dtype=dtype) for k, v in tensors.items()})
+
+
+def select_topk(pre: Tensor, k: int) -> SparseCodes:
+    """The k largest pre-activations a row, then ReLU: [N, d_sae] -> SparseCodes [N, k]."""
+    values, indices = pre.topk(k, dim=1, sorted=False)
+    return SparseCodes(indices, values.relu())
+
+
+def normalised_gauge(norms: Tensor, tiny: float = 1e-8) -> Tensor:
+    """Factors [d_sae] for the encoder's columns and biases (and divisors of the decoder's rows) that give decoder rows unit norm.
+
+    Rows of (nearly) zero norm keep theirs: factor 1.
+    """
+    return torch.where(norms > tiny, norms, torch.ones_like(norms))
