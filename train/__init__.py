@@ -1,0 +1,26 @@
+"""Training: PAM-SGD with a decoder in closed form, and the Adam baseline."""
+
+from .auto import auto_batch_size, auto_lr, choose_device
+from .config import TrainConfig
+from .decoder import Decoder, Penalties, solve_decoder
+from .gram import Statistics
+from .last_solve import LastSolve, last_solve
+from .rows import raw_rows
+from .run import TrainResult, remove_run, train
+
+__all__ = [
+    "Decoder",
+    "LastSolve",
+    "Penalties",
+    "Statistics",
+    "TrainConfig",
+    "TrainResult",
+    "auto_batch_size",
+    "auto_lr",
+    "choose_device",
+    "last_solve",
+    "raw_rows",
+    "remove_run",
+    "solve_decoder",
+    "train",
+]

@@ -1,0 +1,95 @@
+"""What a training run is told: one frozen dataclass, validated once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ..errors import SplinterpError
+
+Method = Literal["pam", "adam"]
+Activation = Literal["topk", "relu"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run.
+
+    Penalties are in units of normalised rows (mean 0, mean square 1 per dimension). Those of the decoder belong to a loss that is a sum
+    over the rows of the statistics' memory (Theorem C.1); `l1`, `mu_enc` and `nu_enc` to one that is a mean over rows.
+
+    Attributes:
+        method: pam (closed-form decoder) or adam (the baseline: gradient steps on everything, unit-norm decoder).
+        activation: topk or relu.
+        d_sae: number of latents.
+        k: latents kept a row (topk).
+        l1: weight of the sparsity penalty Σ z_i‖W_dec,i‖ (relu).
+        rows: rows to train on in all, epochs counted.
+        batch_size: rows a step.
+        lr: peak learning rate of the encoder (and of Adam's decoder).
+        encoder_steps: M of Algorithm 3.1: encoder steps on each batch before its codes enter the statistics.
+        mu_enc, nu_enc: pull of W_enc and b_enc towards their values before the M steps.
+        decoder_steps: pam only: whether the decoder takes gradient steps too, between solves.
+        alpha, beta, mu_dec, nu_dec: the decoder's penalties of Theorem C.1; anchors are the decoder's current values.
+        ridge: relative ridge, in units of the centred Gram matrix's mean diagonal; None: chosen on validation rows in the last solve.
+        solve_every: steps between two solves; None: chosen from their cost.
+        memory_rows: how many rows the statistics remember (an exponential window); None: chosen from d_sae.
+        last_solve: whether the finished encoder's decoder is solved once more over all training rows.
+        aux_coefficient: weight of AuxK, the loss that revives dead latents (topk); 0 turns it off.
+        dead_after: rows without firing after which a latent counts as dead in training.
+        seed: of initialisation and of the order of the rows.
+    """
+
+    method: Method
+    activation: Activation
+    d_sae: int
+    rows: int
+    batch_size: int
+    lr: float
+    k: int | None = None
+    l1: float = 0.0
+    encoder_steps: int = 1
+    mu_enc: float = 0.0
+    nu_enc: float = 0.0
+    decoder_steps: bool = True
+    alpha: float = 0.0
+    beta: float = 0.0
+    mu_dec: float = 0.0
+    nu_dec: float = 0.0
+    ridge: float | None = None
+    solve_every: int | None = None
+    memory_rows: int | None = None
+    last_solve: bool = True
+    aux_coefficient: float = 1 / 32
+    dead_after: int = 50_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise SplinterpError(f"--method {self.method} is unknown; choose one of {', '.join(get_args(Method))}.")
+        if self.activation not in get_args(Activation):
+            raise SplinterpError(f"--activation {self.activation} is unknown; choose one of {', '.join(get_args(Activation))}.")
+        if self.activation == "topk" and (self.k is None or not 1 <= self.k <= self.d_sae):
+            raise SplinterpError(
+                f"k={self.k} must be between 1 and the number of latents, {self.d_sae}; lower --k or raise --latents."
+            )
+        for name in ("d_sae", "rows", "batch_size", "encoder_steps", "dead_after"):
+            if getattr(self, name) < 1:
+                raise SplinterpError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("solve_every", "memory_rows"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise SplinterpError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.ridge is not None and not (math.isfinite(self.ridge) and self.ridge >= 0):
+            raise SplinterpError(f"ridge={self.ridge} must be zero or positive.")
+        for name in ("lr", "l1", "mu_enc", "nu_enc", "alpha", "beta", "mu_dec", "nu_dec", "aux_coefficient"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise SplinterpError(f"{name}={value} must be zero or positive.")
+        if self.lr == 0:
+            raise SplinterpError("lr=0 would train nothing; give a positive --lr or leave it out.")
+
+    @property
+    def steps(self) -> int:
+        """Training steps: the rows over the batch size, the last batch may be smaller."""
+        return math.ceil(self.rows / self.batch_size)

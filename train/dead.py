@@ -1,0 +1,44 @@
+"""Dead latents: who has not fired for long, and AuxK, the loss that brings them back.
+
+AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", arXiv 2406.04093, appendix A.2): the error that the live latents leave is
+reconstructed from the k_aux dead latents with the largest pre-activations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..sae import Codes, SparseCodes, decode, fired_counts
+
+
+class DeadLatents:
+    """How many rows ago every latent last fired."""
+
+    def __init__(self, d_sae: int, dead_after: int, device: torch.device) -> None:
+        self.dead_after = dead_after
+        self.rows_since = torch.zeros(d_sae, dtype=torch.int64, device=device)
+
+    def update(self, codes: Codes, rows: int) -> None:
+        """Take note of the codes of one batch of `rows` rows."""
+        fired = fired_counts(codes, len(self.rows_since)) > 0
+        self.rows_since = torch.where(fired, 0, self.rows_since + rows)
+
+    def indices(self) -> Tensor:
+        """The dead latents, int64 [n_dead]."""
+        return (self.rows_since >= self.dead_after).nonzero().squeeze(1)
+
+
+def auxk_loss(error: Tensor, pre: Tensor, W_dec: Tensor, dead: Tensor) -> Tensor:
+    """‖e − ê‖²/‖e‖² with ê the error's reconstruction by at most d_in/2 dead latents a row; scaled down while few are dead.
+
+    Args:
+        error: what the live latents leave, x − x̂, detached, [N, d_in].
+        pre: pre-activations [N, d_sae]. W_dec: [d_sae, d_in]. dead: indices of dead latents [n_dead ≥ 1].
+    """
+    wanted = max(1, error.shape[1] // 2)
+    k_aux = min(wanted, len(dead))
+    values, chosen = pre[:, dead].topk(k_aux, dim=1, sorted=False)
+    codes = SparseCodes(dead[chosen], values.relu())
+    rest = error - decode(codes, W_dec, error.new_zeros(error.shape[1]))
+    return (k_aux / wanted) * rest.square().sum() / error.square().sum().clamp(min=1e-12)

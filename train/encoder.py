@@ -1,0 +1,75 @@
+"""What PAM-SGD and Adam share: the trainable encoder, its codes, and its loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..sae import SAE, Codes, SAEConfig, decode, normalised_gauge, select_topk
+from .config import TrainConfig
+from .dead import DeadLatents, auxk_loss
+
+
+class Weights:
+    """An SAE being trained on normalised rows: W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in] with unit-norm rows, b_dec; float32."""
+
+    def __init__(self, d_in: int, config: TrainConfig, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(config.seed)
+        directions = torch.randn(config.d_sae, d_in, generator=generator)
+        directions = (directions / directions.norm(dim=1, keepdim=True)).to(device)
+        self.config = config
+        self.W_dec = directions
+        # Tied at the start, and small: the first reconstructions then fall short instead of overshooting.
+        self.W_enc = (directions.T * 0.5).contiguous()
+        self.b_enc = torch.zeros(config.d_sae, device=device)
+        self.b_dec = torch.zeros(d_in, device=device)
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """Normalised rows [N, d_in] -> [N, d_sae]."""
+        return torch.addmm(self.b_enc, x, self.W_enc)
+
+    def activate(self, pre: Tensor) -> Codes:
+        """Pre-activations [N, d_sae] -> codes."""
+        if self.config.activation == "topk":
+            assert self.config.k is not None
+            return select_topk(pre, self.config.k)
+        return pre.relu()
+
+    def encode(self, x: Tensor) -> Codes:
+        """Normalised rows [N, d_in] -> codes."""
+        return self.activate(self.pre_activations(x))
+
+    def loss(self, x: Tensor, dead: DeadLatents) -> tuple[Tensor, Tensor, Codes]:
+        """The training loss, a mean over the rows x [N, d_in] of ‖x̂ − x‖²/d_in, plus L1 or AuxK.
+
+        Returns: the loss, Σ‖x̂ − x‖² (detached), and the codes.
+        """
+        pre = self.pre_activations(x)
+        codes = self.activate(pre)
+        error = x - decode(codes, self.W_dec, self.b_dec)
+        squared = error.square().sum()
+        loss = squared / error.numel()
+        if isinstance(codes, Tensor) and self.config.l1:
+            loss = loss + self.config.l1 * (codes * self.W_dec.norm(dim=1)).sum() / error.numel()
+        elif self.config.activation == "topk" and self.config.aux_coefficient:
+            indices = dead.indices()
+            if len(indices):
+                loss = loss + self.config.aux_coefficient * auxk_loss(error.detach(), pre, self.W_dec, indices)
+        return loss, squared.detach(), codes
+
+    def set_decoder(self, W_dec: Tensor, b_dec: Tensor) -> Tensor:
+        """Take a solved decoder [d_sae, d_in], [d_in], brought to the unit-norm gauge by scaling the encoder; returns the factors [d_sae]
+        by which the codes grow."""
+        with torch.no_grad():
+            norms = normalised_gauge(W_dec.norm(dim=1))
+            self.W_dec.copy_(W_dec / norms[:, None])
+            self.b_dec.copy_(b_dec)
+            self.W_enc.mul_(norms)
+            self.b_enc.mul_(norms)
+        return norms
+
+    def sae(self) -> SAE:
+        """The SAE of normalised rows that these weights are."""
+        c = self.config
+        config = SAEConfig("topk" if c.activation == "topk" else "standard", self.W_dec.shape[1], c.d_sae, c.k)
+        return SAE(config, *(t.detach().clone() for t in (self.W_enc, self.b_enc, self.W_dec, self.b_dec)))

@@ -1,0 +1,61 @@
+"""Rows as training sees them: from a store's site, normalised, in float32, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from ..store import Store
+from ..store.batches import Split
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A site's rows, normalised: (x − mean)/scale, so that they have mean 0 and mean square 1 per dimension over the store.
+
+    Attributes:
+        mean: [d_in] float32. scale: in the store's units.
+    """
+
+    store: Store
+    site: str
+    mean: Tensor
+    scale: float
+    device: torch.device
+
+    @classmethod
+    def of(cls, store: Store, site: str, device: torch.device) -> Rows:
+        """The rows of `site`, normalised by the statistics that the store keeps of it."""
+        info = store.site(site)
+        mean_square = (info.rms_norm**2 - float(info.mean @ info.mean)) / info.d
+        scale = mean_square**0.5 if mean_square > 0 else 1.0  # constant rows: nothing to scale
+        return cls(store, site, info.mean.to(device, torch.float32), scale, device)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Rows [N, d_in] of the store -> normalised float32 rows on the device, in memory of their own."""
+        return x.to(self.device, torch.float32, copy=True).sub_(self.mean).div_(self.scale)
+
+    def training(self, batch_size: int, total: int, seed: int) -> Iterator[Tensor]:
+        """Batches [≤ batch_size, d_in] of normalised training rows, `total` rows in all, epoch after epoch."""
+        left = total
+        for epoch in count():
+            for x in self.store.batches(self.site, batch_size, seed=seed, epoch=epoch, split="train"):
+                yield self.normalise(x[:left])
+                left -= min(left, len(x))
+                if not left:
+                    return
+
+    def once(self, split: Split, batch_size: int) -> Iterator[Tensor]:
+        """Every row of a split ("train" or "held_out") once, in the store's order, in normalised batches."""
+        for x in self.store.batches(self.site, batch_size, split=split, shuffle=False):
+            yield self.normalise(x)
+
+
+def raw_rows(store: Store, site: str, device: torch.device, split: Split) -> Iterator[Tensor]:
+    """Every row of a split once, in the store's order and units: float32 batches [≤ 4096, d_in] on the device."""
+    for x in store.batches(site, 4096, split=split, shuffle=False):
+        yield x.to(device, torch.float32, copy=True)
