@@ -1,0 +1,68 @@
+"""Reconstruction and sparsity over rows, accumulated in float64 batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..errors import SplinterpError
+from ..sae import SAE, fired_counts, l0
+
+
+class Metrics:
+    """Running sums over rows x [N, d_in], their reconstructions and their codes.
+
+    The rows' variance is taken around a `shift` [d_in] near their mean, so that a mean much larger than the spread costs no digits.
+    """
+
+    def __init__(self, d_in: int, d_sae: int, shift: Tensor) -> None:
+        self.d_in, self.rows = d_in, 0
+        self.shift = shift.double()
+        self.squared_error, self.squared, self.active = 0.0, 0.0, 0.0
+        self.sum = torch.zeros_like(self.shift)
+        self.fired = torch.zeros(d_sae, dtype=torch.int64, device=shift.device)
+
+    @torch.no_grad()
+    def add(self, sae: SAE, x: Tensor) -> None:
+        """Encode, decode and count rows x [N, d_in]."""
+        codes = sae.encode(x)
+        shifted = x.double() - self.shift
+        self.squared_error += float((sae.decode(codes) - x).double().square().sum())
+        self.squared += float(shifted.square().sum())
+        self.sum += shifted.sum(0)
+        self.active += l0(codes) * len(x)
+        self.fired += fired_counts(codes, len(self.fired))
+        self.rows += len(x)
+
+    def figures(self) -> dict[str, float | int]:
+        """fvu = Σ‖x − x̂‖²/Σ‖x − x̄‖², explained_variance = 1 − fvu, mse (per element), l0, dead_fraction, n_rows.
+
+        dead_fraction is the share of latents that fired on none of these rows.
+        """
+        if not self.rows:
+            raise SplinterpError("There are no rows to evaluate on.")
+        variance = self.squared - float(self.sum @ self.sum) / self.rows
+        # All rows alike: nothing to explain, so that a perfect reconstruction leaves 0 and any error is infinitely too much.
+        fvu = self.squared_error / variance if variance > 0 else (0.0 if self.squared_error == 0 else float("inf"))
+        return {
+            "fvu": fvu,
+            "explained_variance": 1 - fvu,
+            "mse": self.squared_error / (self.rows * self.d_in),
+            "l0": self.active / self.rows,
+            "dead_fraction": float((self.fired == 0).double().mean()),
+            "n_rows": self.rows,
+        }
+
+
+def evaluate_rows(sae: SAE, batches: Iterable[Tensor], shift: Tensor | None = None) -> dict[str, float | int]:
+    """The figures of `Metrics` over all batches [N, d_in] (float32, on the SAE's device).
+
+    Args:
+        shift: [d_in], near the rows' mean; the SAE's b_dec if left out.
+    """
+    metrics = Metrics(sae.config.d_in, sae.config.d_sae, sae.b_dec if shift is None else shift.to(sae.b_dec.device))
+    for x in batches:
+        metrics.add(sae, x)
+    return metrics.figures()
