@@ -1,0 +1,403 @@
+"""The command line: parses, calls a package, prints. Everything heavy is imported inside the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from . import __version__
+from .errors import Interrupted, SplinterpError
+from .quantities import format_bytes, format_count, parse_quantity
+
+if TYPE_CHECKING:
+    from .store import Store
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="splinterp", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False,
+    help="Harvest a language model's activations once; train sparse autoencoders on them many times.",
+)  # fmt: skip
+out_console = Console()
+err_console = Console(stderr=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line. Exit codes: 0 done; 1 a problem, told in a sentence; 2 usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        app(args=["--debug"] * debug + [a for a in arguments if a != "--debug"], prog_name="splinterp")
+    except (SplinterpError, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        text = str(error) or "Interrupted; nothing was written."
+        err_console.print(
+            text, style="yellow" if isinstance(error, Interrupted | KeyboardInterrupt) else "red", markup=False, soft_wrap=True
+        )
+        sys.exit(1)
+    except OSError as error:
+        if debug or (error.filename is None and error.errno is None):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        err_console.print(f"The system refused: {error.strerror}{where}.", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def quantity(text: str | int) -> int:
+    """Parser of options such as 20000, 10k, 1M, 2.5B."""
+    try:
+        return text if isinstance(text, int) else parse_quantity(text)
+    except SplinterpError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+StoreOption = Annotated[Path, typer.Option("--store", help="A store that `splinterp harvest` or `import` wrote.")]
+SiteOption = Annotated[
+    str | None, typer.Option("--site", help="The hook point, where the store has several (`info` lists them).")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what exists at the output.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"splinterp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (may stand anywhere on the line).")] = False,
+) -> None:
+    """Options of every command. `main` has acted on --debug; logging of libraries is kept down without it."""
+    if not debug:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@app.command()
+def harvest(
+    model: Annotated[
+        str, typer.Option(help="tiny (embedded), a Hugging Face directory, or a name such as gpt2, gemma-2-2b.")
+    ] = "tiny",
+    layer: Annotated[
+        list[int] | None, typer.Option(help="Block to harvest at, from 0; may be repeated. Default: the middle one.")
+    ] = None,
+    hook: Annotated[str, typer.Option(help="resid_post, resid_pre, resid_mid, mlp_out or attn_out.")] = "resid_post",
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="stdlib, a .txt or .jsonl file, a directory, or a hub data set. [default: stdlib for tiny, "
+            "monology/pile-uncopyrighted for others]"
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "train",
+    text_column: Annotated[str, typer.Option(help="Column that holds the text (hub data sets, .jsonl).")] = "text",
+    tokens: Annotated[int, typer.Option(parser=quantity, help="Rows a site in the store: 20000, 10k, 1M, …")] = 1_000_000,
+    context: Annotated[int, typer.Option(help="Tokens in a packed row of the model's input, BOS included.")] = 128,
+    batch_size: Annotated[str, typer.Option(help="Packed rows a forward pass: auto, or a number.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the store: bfloat16, float16 or float32.")] = "bfloat16",
+    model_dtype: Annotated[
+        str, typer.Option(help="Of the forward pass: auto (float32 on CPU), bfloat16, float16 or float32.")
+    ] = "auto",
+    device: DeviceOption = "auto",
+    out: Annotated[Path, typer.Option(help="The store to write.")] = Path("acts.zarr"),
+    seed: Annotated[int, typer.Option(help="Of the order of the rows.")] = 0,
+    keep_bos: Annotated[bool, typer.Option("--keep-bos", help="Keep the rows of BOS tokens.")] = False,
+    separator: Annotated[str, typer.Option(help="Between documents: bos, eos or none.")] = "bos",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that a hub model brings along.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted harvest.")] = False,
+    force: ForceOption = False,
+) -> None:
+    """Stream a model's activations on a text into a store."""
+    from . import harvest as stage
+    from .progress import Bar
+    from .report.tables import harvest_figures, print_plan
+
+    config = stage.HarvestConfig(
+        model=model, layers=tuple(layer or TINY_LAYER * (model == "tiny")), hook=hook, dataset=dataset, split=split,
+        text_column=text_column, tokens=tokens, context=context, batch_size=_unless_auto(batch_size, parse_quantity, "--batch-size"), dtype=dtype,
+        model_dtype=model_dtype, device=device, out=out, seed=seed, keep_bos=keep_bos, separator=separator, revision=revision,
+        trust_remote_code=trust_remote_code, resume=resume, force=force,
+    )  # fmt: skip
+    planned = stage.plan(config)
+    print_plan(out_console, planned)
+    with Bar("harvest", tokens) as bar:
+        store = stage.harvest(config, lambda done, figures: bar.update(done, harvest_figures(figures)), planned=planned)
+    _say_store(store, asked=tokens)
+
+
+@app.command("import")
+def import_(
+    files: Annotated[list[Path], typer.Argument(help=".npy or .safetensors files; their rows are joined in this order.")],
+    out: Annotated[Path, typer.Option(help="The store to write.")],
+    site: Annotated[str, typer.Option(help="Name of the site in the store.")] = "imported",
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. [default: the files' own]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of the rows.")] = 0,
+    force: ForceOption = False,
+) -> None:
+    """Make a store of rows that lie in files."""
+    from . import store as stores
+    from .progress import Bar
+
+    with Bar("import", None) as bar:
+        store = stores.import_files(
+            files, out, site=site, dtype=dtype, seed=seed, force=force, progress=lambda done, total: bar.update(done, total=total)
+        )  # fmt: skip
+    _say_store(store)
+
+
+@app.command()
+def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: JsonOption = False) -> None:
+    """Describe a store."""
+    from . import store as stores
+
+    facts = stores.open(store, unfinished=True).info()
+    if as_json:
+        print(json.dumps(facts))
+        return
+    from .report.tables import print_info
+
+    print_info(out_console, facts)
+
+
+@app.command()
+def verify(
+    store: Annotated[Path, typer.Argument(help="A store.")],
+    full: Annotated[bool, typer.Option("--full", help="Read every chunk and check its checksum.")] = False,
+) -> None:
+    """Check that a store is whole; exit code 1 if it is not."""
+    from . import store as stores
+    from .progress import Bar
+
+    with Bar("verify", None, unit="chunks") as bar:
+        problems = stores.verify(store, full=full, progress=lambda done, total: bar.update(done, total=total))
+    if problems:
+        raise SplinterpError("\n".join(problems))
+    checked = "every checksum" if full else "sizes and metadata; --full checks every checksum"
+    out_console.print(f"{store} is whole ({checked}).", markup=False, soft_wrap=True)
+
+
+@app.command()
+def train(
+    store: StoreOption,
+    site: SiteOption = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory. [default: runs/<store>-<method>-<date>]")] = None,
+    method: Annotated[str, typer.Option(help="pam (closed-form decoder) or adam (the baseline).")] = "pam",
+    activation: Annotated[str, typer.Option(help="topk or relu.")] = "topk",
+    latents: Annotated[int | None, typer.Option(parser=quantity, help="Number of latents; instead of --expansion.")] = None,
+    expansion: Annotated[int, typer.Option(help="Latents per input dimension.")] = 8,
+    k: Annotated[int, typer.Option(help="Latents kept a row (topk).")] = 32,
+    l1: Annotated[float | None, typer.Option(help="Weight of the sparsity penalty (relu).  [default: 5]")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(parser=quantity, help="Rows to train on, epochs counted; instead of --epochs.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.  [default: 1]")] = None,
+    batch_size: Annotated[str, typer.Option(help="Rows a step: auto (up to 4096, 500 steps wanted), or a number.")] = "auto",
+    lr: Annotated[str, typer.Option(help="Peak learning rate: auto, or a number.")] = "auto",
+    encoder_steps: Annotated[int, typer.Option(help="M of Algorithm 3.1: gradient steps on each batch.")] = 1,
+    mu_enc: Annotated[float, typer.Option(help="Pull of W_enc towards its value before the M steps.")] = 0.0,
+    nu_enc: Annotated[float, typer.Option(help="Pull of b_enc towards its value before the M steps.")] = 0.0,
+    mu_dec: Annotated[float, typer.Option(help="Pull of W_dec towards its value before the solve.")] = 0.0,
+    nu_dec: Annotated[float, typer.Option(help="Pull of b_dec towards its value before the solve.")] = 0.0,
+    alpha: Annotated[float, typer.Option(help="Weight decay of W_dec in the solve.")] = 0.0,
+    beta: Annotated[float, typer.Option(help="Weight decay of b_dec in the solve.")] = 0.0,
+    ridge: Annotated[
+        str, typer.Option(help="Ridge of the solves, relative to the codes' mean square: auto (by validation), or a number.")
+    ] = "auto",
+    decoder_steps: Annotated[
+        bool,
+        typer.Option(
+            "--decoder-steps/--solve-only",
+            help="Whether PAM's decoder also takes gradient steps between solves; "
+            "without them it is Algorithm 3.1 as published.",
+        ),
+    ] = True,
+    solve_every: Annotated[int | None, typer.Option(help="Batches between two solves. [default: half the memory]")] = None,
+    memory_rows: Annotated[
+        int | None, typer.Option(parser=quantity, help="Rows the statistics remember. [default: 6 per latent]")
+    ] = None,
+    last_solve: Annotated[
+        bool | None,
+        typer.Option(
+            "--last-solve/--no-last-solve", help="Solve the finished encoder's decoder over all rows. [default: for pam]"
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    seed: Annotated[int, typer.Option(help="Of the initialisation and the order of the rows.")] = 0,
+    force: ForceOption = False,
+) -> None:
+    """Train a sparse autoencoder on a store."""
+    from . import store as stores
+    from .train import TrainConfig, auto_batch_size, auto_lr, choose_device
+    from .train import train as run
+
+    if tokens and epochs:
+        raise typer.BadParameter("give --tokens or --epochs, not both")
+    if l1 is not None and activation != "relu":
+        raise typer.BadParameter("--l1 belongs to --activation relu")
+    opened = stores.open(store)
+    chosen = opened.site(site)
+    d_sae = latents or expansion * chosen.d
+    rows = tokens or (epochs or 1) * opened.split_rows("train")
+    size = _unless_auto(batch_size, parse_quantity, "--batch-size") or auto_batch_size(rows)
+    config = TrainConfig(
+        method=method, activation=activation, d_sae=d_sae, k=k if activation == "topk" else None,  # type: ignore[arg-type]
+        l1=(5.0 if l1 is None else l1) if activation == "relu" else 0.0, rows=rows, batch_size=size,
+        lr=_unless_auto(lr, float, "--lr") or auto_lr(size, d_sae), encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec,
+        nu_dec=nu_dec, alpha=alpha, beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every,
+        memory_rows=memory_rows, last_solve=(method == "pam") if last_solve is None else last_solve, seed=seed,
+    )  # fmt: skip
+    out = out or _free_run_name(store, method)
+    _replace(out, force)
+    out_console.print(
+        f"{method} on {chosen.name} of {store}: {format_count(rows)} rows ({rows / opened.split_rows('train'):.2g} epochs), {config.steps:,} steps of "
+        f"{size}, {d_sae:,} latents, {f'k={k}' if activation == 'topk' else f'l1={config.l1:g}'}, lr {config.lr:.2g}, seed {seed} -> {out}",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    from .report.tables import print_results
+
+    with _TrainBar(config.rows) as bar:
+        result = run(opened, chosen.name, config, out, choose_device(device), bar.report)
+    print_results(out_console, {method: result.summary})
+    warning = (result.summary["last_solve"] or {}).get("warning")
+    if warning:
+        err_console.print(f"Note: {warning}", style="yellow", markup=False, soft_wrap=True)
+    if result.summary["interrupted"]:
+        raise Interrupted(f"Stopped early, after {result.summary['rows_trained']:,} rows; the SAE as it was then is in {out}.")
+
+
+@app.command("eval")
+def evaluate(
+    sae: Annotated[Path, typer.Argument(help="A run directory, or any SAE in SAELens's format.")],
+    store: StoreOption,
+    site: SiteOption = None,
+    split: Annotated[str, typer.Option(help="held_out, train or all.")] = "held_out",
+    model: Annotated[str | None, typer.Option(help="Also take the cross-entropy of this model with the SAE in place.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Text for --model. [default: the store's]")] = None,
+    tokens: Annotated[int, typer.Option(parser=quantity, help="Tokens of text for --model.")] = 20_000,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Figures of an SAE on a store's held-out rows."""
+    from . import store as stores
+    from .evaluate import evaluate_rows
+    from .sae import load_sae
+    from .train import choose_device, raw_rows
+
+    if split not in ("held_out", "train", "all"):
+        raise typer.BadParameter("--split is held_out, train or all")
+    on = choose_device(device)
+    loaded, opened = load_sae(sae, on), stores.open(store)
+    chosen = opened.site(site or _site_of(loaded.config.metadata, opened))
+    if chosen.d != loaded.config.d_in:
+        raise SplinterpError(
+            f"The SAE in {sae} takes rows of width {loaded.config.d_in}, but {chosen.name} of {store} has {chosen.d}; name another --site."
+        )
+    figures: dict[str, Any] = {
+        **evaluate_rows(loaded, raw_rows(opened, chosen.name, on, split), chosen.mean),
+        "encoder": "native",
+    }
+    if model:
+        from .evaluate import cross_entropies
+        from .harvest.evaluation import evaluation_batches
+
+        told = opened.attributes
+        text = dataset or told.get("dataset")
+        if not text:
+            raise SplinterpError(f"{store} does not say what text it was harvested from; name one with --dataset.")
+        as_harvested = {key: told[key] for key in ("context", "split", "text_column", "separator", "keep_bos") if key in told}
+        bridge, batches = evaluation_batches(model, text, tokens, **as_harvested, device=device)
+        figures |= cross_entropies(bridge, chosen.name, loaded, chosen.mean, batches)._asdict()
+    if as_json:
+        print(json.dumps(figures))
+        return
+    from .report.tables import print_figures
+
+    print_figures(out_console, figures)
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Where to leave the store and the runs.")] = Path("demo")) -> None:
+    """The whole of it on the embedded model: harvest, train two ways, compare, and look at some latents."""
+    from .demo import run_demo
+
+    run_demo(out, out_console)
+
+
+TINY_LAYER = (2,)  # of the embedded model's four: where --layer is left out
+
+
+class _TrainBar:
+    """The progress bar of a training run, whose stages follow one another."""
+
+    def __init__(self, rows: int) -> None:
+        from .progress import Bar
+
+        self.bar, self.rows = Bar("train", rows), rows
+
+    def __enter__(self) -> _TrainBar:
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)
+
+    def report(self, stage: str, done: int, total: int, figures: dict[str, float]) -> None:
+        self.bar.update(done, _shown(figures), description=stage, total=total)
+
+
+def _shown(figures: dict[str, Any]) -> str:
+    return "  ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items()
+    )
+
+
+def _unless_auto(text: str, parse: Callable[[str], T], option: str) -> T | None:
+    try:
+        return None if text == "auto" else parse(text)
+    except (ValueError, SplinterpError):
+        raise typer.BadParameter(f"'{text}' is neither auto nor a number.", param_hint=option) from None
+
+
+def _say_store(store: Store, asked: int | None = None) -> None:
+    facts = store.info()
+    dropped = f", {facts['dropped_non_finite']:,} non-finite rows left out" if facts["dropped_non_finite"] else ""
+    out_console.print(
+        f"{store.path}: {store.rows:,} rows, {', '.join(store.sites)}, {format_bytes(facts['bytes'])}{dropped}.", markup=False, soft_wrap=True
+    )  # fmt: skip
+    if asked is not None and store.rows < asked:
+        err_console.print(
+            f"Note: the text was too short for {asked:,} rows; the store holds what it gave, once.", style="yellow", soft_wrap=True
+        )  # fmt: skip
+
+
+def _site_of(metadata: dict[str, Any], store: Store) -> str | None:
+    """The site that an SAE says it belongs to, if the store has it."""
+    return metadata.get("hook_name") if metadata.get("hook_name") in store.sites else None
+
+
+def _free_run_name(store: Path, method: str) -> Path:
+    name = f"{store.name.removesuffix('.zarr')}-{method}-{datetime.now():%Y%m%d-%H%M%S}"
+    return Path("runs") / name
+
+
+def _replace(out: Path, force: bool) -> None:
+    from .train import remove_run
+
+    if force and out.exists():
+        remove_run(out)

@@ -1,0 +1,96 @@
+"""The demo: harvest the embedded model, train an SAE with PAM-SGD and one with Adam, compare them, look at some latents."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from . import harvest as stage
+from . import store as stores
+from .progress import Bar
+from .quantities import format_count
+from .report import print_contexts, top_contexts
+from .report.tables import harvest_figures, print_plan, print_results
+from .train import TrainConfig, auto_batch_size, auto_lr, choose_device, remove_run, train
+
+TOKENS, LAYER, LATENTS, K = 500_000, 2, 1536, 32
+
+
+def run_demo(out: Path, console: Console) -> None:
+    """Harvest (or reuse the store that an earlier demo left in `out`), train twice, and print what came of it."""
+    out.mkdir(parents=True, exist_ok=True)
+    times: dict[str, tuple[float, int]] = {}
+
+    started = time.monotonic()
+    store = _store(out / "acts.zarr", console)
+    times["harvest"] = (time.monotonic() - started, store.rows)
+
+    site = store.site(None).name
+    rows = store.split_rows("train")
+    batch = auto_batch_size(rows)
+    config = TrainConfig(
+        method="pam", activation="topk", d_sae=LATENTS, k=K, rows=rows, batch_size=batch, lr=auto_lr(batch, LATENTS)
+    )
+    console.print(
+        f"\nTraining on {rows:,} rows, one pass, {LATENTS:,} latents, k={K}, batches of {batch}, lr {config.lr:g}; "
+        f"{store.split_rows('held_out'):,} rows are held out.",
+        highlight=False,
+    )  # fmt: skip
+    summaries: dict[str, dict[str, Any]] = {}
+    results = {}
+    for name, method in (("PAM-SGD", "pam"), ("Adam", "adam")):
+        directory = out / f"run-{method}"
+        if directory.exists():
+            remove_run(directory)
+        one = replace(config, method=method)
+        started = time.monotonic()
+        with Bar(name, rows) as bar:
+
+            def report(stage: str, done: int, total: int, figures: dict[str, float], name: str = name, bar: Bar = bar) -> None:
+                shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
+                bar.update(done, shown, description=f"{name}: {stage}", total=total)
+
+            results[name] = train(store, site, one, directory, choose_device("auto"), report)
+        times[name] = (time.monotonic() - started, rows)
+        summaries[name] = results[name].summary
+    adam = summaries.pop("Adam")  # its own figures are those before the solve that our method adds
+    alone = {**adam, **adam["before_last_solve"], "seconds": {"train": adam["seconds"]["train"]}}
+    summaries |= {"Adam": alone, "Adam + last solve": adam}
+
+    started = time.monotonic()
+    with Bar("latents", store.rows) as bar:
+        latents = top_contexts(results["PAM-SGD"].sae, store, site, progress=bar.update)
+    times["latents"] = (time.monotonic() - started, store.rows)
+    print_contexts(console, latents)
+    print_results(console, summaries)
+    stages = Table(title="Time")
+    for heading in ("stage", "seconds", "tokens/s"):
+        stages.add_column(heading, justify="left" if heading == "stage" else "right")
+    for name, (seconds, n) in times.items():
+        stages.add_row(name, f"{seconds:.1f}", format_count(n / seconds))
+    console.print(stages)
+    console.print(
+        f"\nThe store is {out / 'acts.zarr'}, the runs {out / 'run-pam'} and {out / 'run-adam'} (SAELens loads them as they are).\n"
+        f"Next: splinterp train --store {out / 'acts.zarr'} --k 16",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _store(path: Path, console: Console) -> stores.Store:
+    """The demo's store: harvested now, or found whole from an earlier demo."""
+    config = stage.HarvestConfig(layers=(LAYER,), tokens=TOKENS, out=path, resume=path.exists())
+    if path.exists():
+        found = stores.open(path, unfinished=True)
+        if found.status == "complete":
+            console.print(f"The store of an earlier demo is used again: {path}, {found.rows:,} rows.", highlight=False)
+            return found
+        console.print(f"An interrupted harvest is resumed: {path}.", highlight=False)
+    planned = stage.plan(config)
+    print_plan(console, planned)
+    with Bar("harvest", TOKENS, unit="tokens") as bar:
+        return stage.harvest(config, lambda done, figures: bar.update(done, harvest_figures(figures)), planned=planned)

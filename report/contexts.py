@@ -1,0 +1,187 @@
+"""The contexts in which latents fire most: one pass over a store with bounded memory, then a look at the contexts' tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import StoreError
+from ..sae import SAE, SparseCodes
+from ..store import Store
+
+BATCH = 8192
+
+
+@dataclass(frozen=True)
+class Strongest:
+    """Every latent's strongest rows in a store, and how often it fires.
+
+    Attributes:
+        values, rows: [d_sae, m], largest first; where a latent fired less than m times the rest have value 0 and row -1.
+        fired: on how many rows each latent fired, [d_sae]. n_rows: rows seen.
+    """
+
+    values: np.ndarray
+    rows: np.ndarray
+    fired: np.ndarray
+    n_rows: int
+
+
+@dataclass(frozen=True)
+class Context:
+    """One firing: the token before which and on which a latent fired, and the tokens around, as text."""
+
+    before: str
+    token: str
+    after: str
+    value: float
+
+
+@dataclass(frozen=True)
+class LatentContexts:
+    """A latent, the share of rows it fires on, and its strongest contexts."""
+
+    latent: int
+    density: float
+    contexts: list[Context]
+
+
+@torch.inference_mode()
+def strongest_rows(sae: SAE, store: Store, site: str, m: int = 16, progress: Callable[[int], None] | None = None) -> Strongest:
+    """One pass over the site's rows, in the store's order; memory is d_sae·m whatever the number of rows."""
+    d = sae.config.d_sae
+    values, rows = np.zeros((d, m), np.float32), np.full((d, m), -1, np.int64)
+    fired = np.zeros(d, np.int64)
+    start = 0
+    for x in store.batches(site, BATCH, split="all", shuffle=False):
+        codes = sae.encode(x.to(sae.W_enc.device, torch.float32, copy=True))
+        latent, value, row = _entries(codes, start)
+        fired += np.bincount(latent, minlength=d)
+        worth = value > values[latent, -1]  # weaker ones than a latent's m-th cannot enter
+        _insert(values, rows, latent[worth], value[worth], row[worth])
+        start += len(x)
+        if progress:
+            progress(start)
+    return Strongest(values, rows, fired, start)
+
+
+def _entries(codes: SparseCodes | torch.Tensor, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All codes above zero as (latent, value, row)."""
+    if isinstance(codes, SparseCodes):
+        row, column = (codes.values > 0).nonzero(as_tuple=True)
+        latent, value = codes.indices[row, column], codes.values[row, column]
+    else:
+        row, latent = (codes > 0).nonzero(as_tuple=True)
+        value = codes[row, latent]
+    return latent.cpu().numpy(), value.cpu().numpy(), row.cpu().numpy() + start
+
+
+def _insert(values: np.ndarray, rows: np.ndarray, latent: np.ndarray, value: np.ndarray, row: np.ndarray) -> None:
+    """Merge new entries into the tables of the m strongest a latent, in place."""
+    m = values.shape[1]
+    touched = np.unique(latent)
+    latent = np.concatenate([np.repeat(touched, m), latent])
+    value = np.concatenate([values[touched].ravel(), value])
+    row = np.concatenate([rows[touched].ravel(), row])
+    order = np.lexsort((row, -value, latent))
+    latent, value, row = latent[order], value[order], row[order]
+    rank = np.arange(len(latent)) - np.searchsorted(latent, latent)  # place within its latent
+    kept = rank < m
+    values[latent[kept], rank[kept]], rows[latent[kept], rank[kept]] = value[kept], row[kept]
+
+
+def interesting_latents(strongest: Strongest, tokens: np.ndarray, n: int) -> list[int]:
+    """n latents worth a look: neither rare nor everywhere, whose strongest rows are not all one token.
+
+    Ranked by how far the strongest rows stand out among all rows that the latent could have fired on, the rarest tokens' latents left out.
+
+    Args:
+        tokens: the token ids of `strongest.rows`, [d_sae, m].
+    """
+    m = strongest.rows.shape[1]
+    density = strongest.fired / max(1, strongest.n_rows)
+    full = (strongest.rows >= 0).all(1) & (strongest.fired >= 4 * m) & (density <= 0.02)
+    different = np.array([len(np.unique(t)) for t in tokens])
+    # As strong at the m-th context as at the first: the latent means one thing. Several tokens: it is more than a token's own direction.
+    steady = strongest.values[:, -1] / np.maximum(strongest.values[:, 0], 1e-12)
+    score = np.where(full, steady * np.minimum(different, 4), -1.0)
+    best = np.argsort(-score, kind="stable")[:n]
+    return [int(i) for i in best if score[i] > 0]
+
+
+def top_contexts(
+    sae: SAE,
+    store: Store,
+    site: str,
+    n_latents: int = 8,
+    per_latent: int = 4,
+    width: int = 12,
+    progress: Callable[[int], None] | None = None,
+) -> list[LatentContexts]:
+    """The strongest contexts of the most interesting latents, `width` tokens on either side, the activating token apart.
+
+    Raises:
+        StoreError: the store holds no tokens (it was imported, not harvested).
+    """
+    tokenizer = load_tokenizer(store)
+    strongest = strongest_rows(sae, store, site, progress=progress)
+    flat = strongest.rows.clip(0).ravel()
+    tokens = _at(store, "token_id", flat).reshape(strongest.rows.shape)
+    latents = interesting_latents(strongest, tokens, n_latents)
+    wanted = strongest.rows[latents, :per_latent]
+    texts = _texts(store, tokenizer, wanted.ravel(), width)
+    found = []
+    for i, latent in enumerate(latents):
+        contexts = [
+            Context(*texts[i * per_latent + j], value=float(strongest.values[latent, j])) for j in range(per_latent)
+        ]  # fmt: skip
+        found.append(LatentContexts(latent, float(strongest.fired[latent]) / strongest.n_rows, contexts))
+    return found
+
+
+def load_tokenizer(store: Store):
+    """The tokenizer that was saved with a harvested store (a `tokenizers.Tokenizer`)."""
+    from tokenizers import Tokenizer
+
+    file = Path(store.path) / "tokenizer" / "tokenizer.json"
+    if "token_id" not in store.columns or not file.is_file():
+        raise StoreError(
+            f"{store.path} holds no tokens, so that its rows cannot be led back to text; it was imported, not harvested."
+        )
+    return Tokenizer.from_file(str(file))
+
+
+def _at(store: Store, column: str, rows: np.ndarray) -> np.ndarray:
+    """A column's values at some rows, chunk by chunk."""
+    values = np.empty(len(rows), np.int64)
+    chunk = rows // store.chunk_rows
+    for c in np.unique(chunk):
+        a = int(c) * store.chunk_rows
+        here = chunk == c
+        values[here] = store.column(column, a, min(a + store.chunk_rows, store.rows))[rows[here] - a]
+    return values
+
+
+def _texts(store: Store, tokenizer, rows: np.ndarray, width: int) -> list[tuple[str, str, str]]:
+    """(before, token, after) for each row: the tokens of the same packed sequence within `width` of it, as text."""
+    sequence, position = _at(store, "sequence", rows), _at(store, "position", rows)
+    neighbours: dict[int, dict[int, int]] = {int(s): {} for s in sequence}
+    wanted = np.unique(sequence)
+    for a in range(0, store.rows, store.chunk_rows):
+        b = min(a + store.chunk_rows, store.rows)
+        s = store.column("sequence", a, b)
+        here = np.flatnonzero(np.isin(s, wanted))
+        p, t = store.column("position", a, b)[here], store.column("token_id", a, b)[here]
+        for one, place, token in zip(s[here].tolist(), p.tolist(), t.tolist(), strict=True):
+            neighbours[one][place] = token
+    texts = []
+    for s, p in zip(sequence.tolist(), position.tolist(), strict=True):
+        around = neighbours[s]
+        before = [around[q] for q in range(p - width, p) if q in around]
+        after = [around[q] for q in range(p + 1, p + 1 + width) if q in around]
+        texts.append((tokenizer.decode(before), tokenizer.decode([around[p]]), tokenizer.decode(after)))
+    return texts

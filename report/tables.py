@@ -1,0 +1,76 @@
+"""Tables and plans in the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..quantities import format_bytes, format_count, format_seconds
+
+if TYPE_CHECKING:
+    from ..harvest import Plan
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """What a harvest will do: rows, bytes, sites, where it goes."""
+    console.print(
+        f"Harvest {plan.checkpoint.name} ({plan.facts.architecture}, {str(plan.model_dtype).removeprefix('torch.')} on {plan.device}) "
+        f"at {', '.join(plan.sites)} (width {plan.facts.d_model})\n"
+        f"  text {plan.text.name}, packed into rows of {plan.config.context} tokens, {plan.batch_size} rows a forward pass\n"
+        f"  {plan.rows:,} rows a site in {plan.config.dtype}, at most {format_bytes(plan.bytes)} in chunks of "
+        f"{plan.chunk_rows:,} rows -> {plan.config.out}",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def harvest_figures(figures: dict[str, Any]) -> str:
+    """What stands beside a harvest's progress bar: what was written, and where the time goes."""
+    shares = {name.removesuffix("_share"): value for name, value in figures.items() if name.endswith("_share")}
+    return f"{format_bytes(figures['bytes_written'])}  " + "  ".join(f"{name} {value:.0%}" for name, value in shares.items())
+
+
+def print_info(console: Console, facts: dict[str, Any]) -> None:
+    """What `info` tells of a store."""
+    console.print(
+        f"{facts['path']}: {facts['status']}, {facts['rows']:,} rows, {format_bytes(facts['bytes'])}",
+        markup=False,
+        soft_wrap=True,
+    )
+    sites = Table()
+    for name in ("site", "rows", "d", "dtype", "mean norm"):
+        sites.add_column(name, justify="left" if name in ("site", "dtype") else "right")
+    for site in facts["sites"]:
+        sites.add_row(site["name"], f"{site['rows']:,}", str(site["d"]), site["dtype"], f"{site['mean_norm']:.4g}")
+    console.print(sites)
+    rest = {
+        k: v for k, v in facts.items() if k not in ("path", "status", "rows", "bytes", "sites", "versions") and v is not None
+    }
+    for name, value in rest.items():
+        console.print(f"  {name}: {value}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_results(console: Console, summaries: dict[str, dict[str, Any]]) -> None:
+    """Runs side by side: FVU, L0, dead share on held-out rows, and how long they took."""
+    table = Table(title="On held-out rows")
+    for name in ("method", "FVU", "explained", "L0", "dead", "rows trained", "rows/s", "train", "last solve"):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    for name, s in summaries.items():
+        solve = s["seconds"].get("last_solve")
+        table.add_row(
+            name, f"{s['fvu']:.4f}", f"{s['explained_variance']:.1%}", f"{s['l0']:.1f}", f"{s['dead_fraction']:.1%}",
+            f"{s['rows_trained']:,}", format_count(s["rows_per_second"]), format_seconds(s["seconds"]["train"]),
+            format_seconds(solve) if solve is not None else "–",
+        )  # fmt: skip
+    console.print(table)
+
+
+def print_figures(console: Console, figures: dict[str, Any]) -> None:
+    """One evaluation, a line a figure."""
+    table = Table(show_header=False)
+    for name, value in figures.items():
+        table.add_row(
+            name, f"{value:.5g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        )
+    console.print(table)
