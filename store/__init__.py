@@ -1,0 +1,11 @@
+"""The activation store: written once, shuffled and checksummed; read many times; plain Zarr v3 to everybody else."""
+
+from .check import verify
+from .create import create
+from .imports import import_files
+from .layout import STORE_VERSION
+from .reader import Site, Store
+from .reader import open_store as open
+from .writer import Writer
+
+__all__ = ["STORE_VERSION", "Site", "Store", "Writer", "create", "import_files", "open", "verify"]

@@ -1,0 +1,250 @@
+"""Epochs of shuffled batches: which rows, in what order, for which rank; and a thread that reads them ahead.
+
+A block is 256 consecutive rows. Blocks are permuted, rows within a block stay together: the store was written shuffled,
+so a batch of several blocks is well mixed, and a block is a read large enough for any disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from ..errors import StoreError
+from .layout import STORAGE, Array
+
+BLOCK = 256
+HELD_OUT_SHARE = 20
+HELD_OUT_ROWS = 65536
+HELD_OUT_SEED = 20240607
+AHEAD = 2
+OPEN_FILES = 128
+
+Split = Literal["train", "held_out", "all"]
+
+
+def split_blocks(rows: int, split: Split) -> np.ndarray:
+    """Block indices of a split, ascending: a function of the number of blocks alone.
+
+    A twentieth of the blocks is held out, at most 65,536 rows, and at least one block of a store that has two.
+
+    Raises:
+        StoreError: no such split.
+    """
+    if split not in get_args(Split):
+        raise StoreError(f"There is no split '{split}'; choose one of {', '.join(get_args(Split))}.")
+    blocks = -(-rows // BLOCK)
+    if split == "all":
+        return np.arange(blocks)
+    held = 0 if blocks < 2 else max(1, min(blocks // HELD_OUT_SHARE, HELD_OUT_ROWS // BLOCK))
+    order = np.random.default_rng([HELD_OUT_SEED, blocks]).permutation(blocks)
+    return np.sort(order[:held] if split == "held_out" else order[held:])
+
+
+def block_lengths(rows: int, blocks: np.ndarray) -> np.ndarray:
+    """Rows in each block; the store's last may be short."""
+    return np.minimum(BLOCK, rows - blocks * BLOCK)
+
+
+def split_rows(rows: int, split: Split) -> int:
+    """Rows in a split."""
+    return int(block_lengths(rows, split_blocks(rows, split)).sum())
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """One rank's epoch: the rows of `blocks`, in that order, cut into batches. `ends` are the blocks' cumulative rows."""
+
+    blocks: np.ndarray
+    ends: np.ndarray
+    batch_size: int
+    n_batches: int
+
+    def spans(self, batch: int) -> list[tuple[int, int]]:
+        """The store's rows that make up a batch, as [a, b) spans in order."""
+        first, total = batch * self.batch_size, int(self.ends[-1])
+        last = min(first + self.batch_size, total)
+        spans, i = [], int(np.searchsorted(self.ends, first, side="right"))
+        while first < last:
+            end = int(self.ends[i])
+            # The block's last row is end - 1 in the epoch's order; count back from it.
+            length = end - (int(self.ends[i - 1]) if i else 0)
+            a = int(self.blocks[i]) * BLOCK + length - (end - first)
+            n = min(last, end) - first
+            if spans and spans[-1][1] == a:
+                spans[-1] = (spans[-1][0], a + n)
+            else:
+                spans.append((a, a + n))
+            first, i = first + n, i + 1
+        return spans
+
+
+def plan_epoch(
+    rows: int,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    split: Split = "train",
+    rank: int = 0,
+    world: int = 1,
+    shuffle: bool = True,
+    drop_last: bool = False,
+) -> EpochPlan:
+    """Lay out one rank's epoch over a store of `rows` rows.
+
+    Raises:
+        StoreError: a parameter that cannot be.
+    """
+    if batch_size < 1:
+        raise StoreError(f"The batch size must be at least 1, not {batch_size}.")
+    if not 0 <= rank < world:
+        raise StoreError(f"Rank {rank} is not one of {world} ranks.")
+    if seed < 0 or epoch < 0:
+        raise StoreError(f"Seed and epoch must not be negative, but they are {seed} and {epoch}.")
+    blocks = split_blocks(rows, split)
+    if shuffle:
+        blocks = np.random.default_rng([seed, epoch]).permutation(blocks)
+    blocks = blocks[rank::world]
+    ends = np.cumsum(block_lengths(rows, blocks))
+    total = int(ends[-1]) if len(ends) else 0
+    return EpochPlan(blocks, ends, batch_size, total // batch_size if drop_last else -(-total // batch_size))
+
+
+def iterate(root: Path, array: Array, chunk_rows: int, plan: EpochPlan, start: int) -> Iterator[torch.Tensor]:
+    """The batches of `plan` from `start` on, read ahead by a thread; each valid until the next is asked for."""
+    if start < 0:
+        raise StoreError(f"The first batch must not be negative, but it is {start}.")
+    return _iterate(root, array, chunk_rows, plan, start)
+
+
+def _iterate(root: Path, array: Array, chunk_rows: int, plan: EpochPlan, start: int) -> Iterator[torch.Tensor]:
+    if start >= plan.n_batches:
+        return
+    assert array.d is not None
+    dtype = STORAGE[array.dtype].torch
+    rows = min(plan.batch_size, int(plan.ends[-1]))
+    count = min(1 + AHEAD, plan.n_batches - start)
+    ring = [torch.empty(rows, array.d, dtype=dtype) for _ in range(count)]
+    free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    ready: queue.SimpleQueue[tuple[int, int] | BaseException] = queue.SimpleQueue()
+    views = [buffer.view(torch.uint8).numpy().data.cast("B") for buffer in ring]
+    for i in range(count):
+        free.put(i)
+    reader = threading.Thread(
+        target=_read_ahead,
+        args=(root, array, chunk_rows, plan, start, views, free, ready),
+        name="splinterp-reader",
+        daemon=True,
+    )
+    reader.start()
+    try:
+        for _ in range(start, plan.n_batches):
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            i, n = item
+            yield ring[i][:n]
+            free.put(i)
+    finally:
+        # Also when the caller walks away: the thread ends at its next wish for a buffer.
+        free.put(None)
+        reader.join()
+
+
+def _read_ahead(
+    root: Path,
+    array: Array,
+    chunk_rows: int,
+    plan: EpochPlan,
+    start: int,
+    views: list[memoryview],
+    free: queue.SimpleQueue[int | None],
+    ready: queue.SimpleQueue[tuple[int, int] | BaseException],
+) -> None:
+    files = _Files(root, array, chunk_rows)
+    try:
+        upcoming = plan.spans(start)
+        for batch in range(start, plan.n_batches):
+            spans, upcoming = upcoming, plan.spans(batch + 1) if batch + 1 < plan.n_batches else []
+            # Told early, the kernel fetches the scattered blocks of the next batch while this one is copied.
+            files.announce(upcoming)
+            i = free.get()
+            if i is None:
+                return
+            at = 0
+            for a, b in spans:
+                at += files.read(a, b, views[i][at * array.row_bytes :])
+            ready.put((i, at))
+    except BaseException as error:  # raised again where the batches are asked for
+        ready.put(error)
+    finally:
+        files.close()
+
+
+class _Files:
+    """The open chunk files of one array, the least recently used closed first."""
+
+    def __init__(self, root: Path, array: Array, chunk_rows: int) -> None:
+        self._root, self._array, self._chunk_rows = root, array, chunk_rows
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def announce(self, spans: list[tuple[int, int]]) -> None:
+        """Ask the kernel to begin fetching rows, where it can be asked."""
+        if hasattr(os, "posix_fadvise"):
+            for a, b in spans:
+                for chunk, first, n in self._pieces(a, b):
+                    width, fd = self._array.row_bytes, self._fd(chunk)
+                    with contextlib.suppress(OSError):  # a hint that some file systems do not take
+                        os.posix_fadvise(fd, first * width, n * width, os.POSIX_FADV_WILLNEED)
+
+    def read(self, a: int, b: int, into: memoryview) -> int:
+        """Read rows [a, b) to the beginning of `into`; returns their number."""
+        at = 0
+        for chunk, first, n in self._pieces(a, b):
+            offset, left = first * self._array.row_bytes, n * self._array.row_bytes
+            while left:
+                try:
+                    got = os.preadv(self._fd(chunk), [into[at : at + left]], offset)
+                except OSError as error:
+                    path = self._array.chunk_path(self._root, chunk)
+                    raise StoreError(f"{path} cannot be read: {error.strerror}.") from None
+                if not got:
+                    path = self._array.chunk_path(self._root, chunk)
+                    raise StoreError(f"{path} is truncated; run `splinterp verify`.")
+                at, offset, left = at + got, offset + got, left - got
+        return b - a
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _pieces(self, a: int, b: int) -> Iterator[tuple[int, int, int]]:
+        """(chunk, first row in it, rows) of [a, b)."""
+        while a < b:
+            chunk, first = divmod(a, self._chunk_rows)
+            n = min(b - a, self._chunk_rows - first)
+            yield chunk, first, n
+            a += n
+
+    def _fd(self, chunk: int) -> int:
+        fd = self._open.pop(chunk, None)
+        if fd is None:
+            path = self._array.chunk_path(self._root, chunk)
+            try:
+                fd = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                raise StoreError(f"{path} cannot be read: {error.strerror}.") from None
+        self._open[chunk] = fd
+        while len(self._open) > OPEN_FILES:
+            os.close(self._open.popitem(last=False)[1])
+        return fd

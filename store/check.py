@@ -1,0 +1,211 @@
+"""What is wrong with a store, if anything: the checks behind `open` (sizes) and `verify` (all of it, each checksum too)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import StoreError
+from . import manifest
+from .files import file_crc, read_json
+from .layout import KEY, MANIFEST, METADATA, STORAGE, STORE_VERSION, Array, arrays_of
+from .manifest import Line
+
+_STRUCTURE = ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A store as its root zarr.json describes it; `arrays` and `chunk_rows` are what the files are measured against."""
+
+    path: Path
+    attributes: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        return self.attributes["status"] == "complete"
+
+    @property
+    def rows(self) -> int:
+        return self.attributes["rows"]
+
+    @property
+    def chunk_rows(self) -> int:
+        return self.attributes["chunk_rows"]
+
+    @property
+    def arrays(self) -> list[Array]:
+        return arrays_of(self.attributes["sites"], self.attributes["dtype"], self.attributes["columns"])
+
+
+def load(path: Path) -> Contents:
+    """Read and validate the root attributes.
+
+    Raises:
+        StoreError: no such path, not a Zarr group, not a splinterp store, a newer format, or a damaged zarr.json.
+    """
+    if not path.exists():
+        raise StoreError(f"There is no store at {path}; check the path.")
+    try:
+        root = read_json(path / METADATA)
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"{path} is not a store: it holds no {METADATA}.") from None
+    except OSError as error:
+        raise StoreError(f"{path / METADATA} cannot be read: {error.strerror}.") from None
+    if root.get("zarr_format") != 3 or root.get("node_type") != "group":
+        raise StoreError(f"{path} is not a store: its {METADATA} does not describe a Zarr v3 group.")
+    attributes = root.get("attributes")
+    ours = attributes.get(KEY) if isinstance(attributes, dict) else None
+    if not isinstance(ours, dict):
+        raise StoreError(f"{path} is a Zarr group, but not a splinterp store; bring its rows in with `splinterp import`.")
+    version = ours.get("format_version")
+    if isinstance(version, int) and version > STORE_VERSION:
+        raise StoreError(f"{path} has format version {version}, newer than this splinterp reads; install a newer splinterp.")
+    if not _sound(ours):
+        raise StoreError(f"{path / METADATA} is damaged: its splinterp attributes do not describe a store.")
+    return Contents(path, ours)
+
+
+def _sound(ours: dict[str, Any]) -> bool:
+    sites, columns = ours.get("sites"), ours.get("columns")
+    return (
+        ours.get("format_version") == STORE_VERSION
+        and ours.get("status") in ("writing", "complete")
+        and ours.get("dtype") in STORAGE
+        and all(type(ours.get(key)) is int for key in ("rows", "chunk_rows", "seed"))
+        and ours["rows"] >= 0 < ours["chunk_rows"]
+        and isinstance(sites, dict)
+        and len(sites) > 0
+        and all(type(d) is int and d > 0 for d in sites.values())
+        and isinstance(columns, list)
+        and all(isinstance(name, str) for name in columns)
+    )
+
+
+def committed_lines(contents: Contents) -> list[Line]:
+    """The manifest's lines in order: all of a complete store, the leading gapless ones of an unfinished store.
+
+    Raises:
+        StoreError: the manifest is missing, damaged, or not the one that the root's checksum speaks of.
+    """
+    path = contents.path / MANIFEST
+    lines, crc = manifest.read(path)
+    chunks = -(-contents.rows // contents.chunk_rows)
+    if contents.complete:
+        if not path.exists():
+            raise StoreError(f"{path} is missing.")
+        if crc != contents.attributes.get("manifest_crc32c"):
+            raise StoreError(f"{path} does not match its checksum in {METADATA}: it is damaged or belongs to another store.")
+        if sorted(lines) != list(range(chunks)) or sum(line.rows for line in lines.values()) != contents.rows:
+            raise StoreError(f"{contents.path / METADATA} says {contents.rows} rows, which does not match {MANIFEST}.")
+    leading = []
+    while (line := lines.get(len(leading))) is not None and (not leading or leading[-1].rows == contents.chunk_rows):
+        leading.append(line)
+    return leading
+
+
+def problems(contents: Contents, lines: list[Line]) -> Iterator[str]:
+    """Everything wrong that needs no reading of chunks: metadata, and each chunk's presence and exact size."""
+    for site in contents.attributes["sites"]:
+        yield from _metadata_problem(contents.path / site / METADATA)
+    for array in contents.arrays:
+        file = contents.path / array.path / METADATA
+        found = list(_metadata_problem(file))
+        yield from found
+        if not found and contents.complete:
+            expected, actual = array.metadata(contents.rows, contents.chunk_rows), read_json(file)
+            for key in _STRUCTURE:
+                if actual.get(key) != expected[key]:
+                    yield f"{file} does not match {MANIFEST}: its {key} is {actual.get(key)}, not {expected[key]}."
+        yield from _chunk_problems(contents, array, len(lines))
+
+
+def _metadata_problem(file: Path) -> Iterator[str]:
+    try:
+        read_json(file)
+    except OSError:
+        yield f"{file} is missing."
+    except StoreError as error:
+        yield str(error)
+
+
+def _chunk_problems(contents: Contents, array: Array, chunks: int) -> Iterator[str]:
+    folder = contents.path / array.path
+    if not folder.is_dir():
+        yield f"{folder} is missing."
+        return
+    with os.scandir(folder) as entries:
+        sizes = {entry.name: entry.stat().st_size for entry in entries}
+    expected = array.chunk_bytes(contents.chunk_rows)
+    for i in range(chunks):
+        size = sizes.pop(array.chunk_name(i), None)
+        if size is None:
+            yield f"{array.chunk_path(contents.path, i)} is missing."
+        elif size != expected:
+            what = "truncated" if size < expected else "too long"
+            yield f"{array.chunk_path(contents.path, i)} is {what}: it has {size} bytes instead of {expected}."
+    for name in sorted(sizes):
+        # What a writer has not committed yet is no stranger; nor are the hidden files of file systems.
+        running = not contents.complete and array.chunk_index(name) is not None
+        if name != METADATA and not name.startswith(".") and not running:
+            yield f"{folder / name} does not belong to the store; move it away."
+
+
+def _checksum_problem(file: Path, recorded: int | None) -> str | None:
+    try:
+        actual, trailing = file_crc(file)
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror}."
+    if actual != trailing:
+        return f"{file} is damaged: its rows do not match the checksum at its end."
+    if actual != recorded:
+        return f"{file} does not match its checksum in {MANIFEST}: it is damaged or belongs to another store."
+    return None
+
+
+def verify(path: str | os.PathLike[str], *, full: bool, progress: Callable[[int, int], None] | None = None) -> list[str]:
+    """What is wrong with the store at `path`: one sentence a problem, naming the file; empty if it is sound.
+
+    Args:
+        full: also read every chunk and check its crc32c against both its last four bytes and the manifest.
+        progress: called with (chunk files read, chunk files in all).
+
+    Raises:
+        StoreError: there is no such path.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise StoreError(f"There is no store at {root}; check the path.")
+    try:
+        contents = load(root)
+        lines = committed_lines(contents)
+    except StoreError as error:
+        return [str(error)]
+    found = list(problems(contents, lines))
+    if not contents.complete:
+        found.append(unfinished_sentence(contents))
+    if full:
+        reported = tuple(found)
+        work = [(array, line) for array in contents.arrays for line in lines]
+        for done, (array, line) in enumerate(work, 1):
+            file = array.chunk_path(root, line.chunk)
+            problem = (
+                None
+                if any(s.startswith(f"{file} ") for s in reported)
+                else _checksum_problem(file, line.crc32c.get(array.path))
+            )
+            if problem:
+                found.append(problem)
+            if progress:
+                progress(done, len(work))
+    return found
+
+
+def unfinished_sentence(contents: Contents) -> str:
+    """Says that a store is unfinished and how to get it finished."""
+    if contents.attributes.get("source") == "import":
+        return f"{contents.path} is unfinished: the import was interrupted; run `splinterp import ... --force` again."
+    return f"{contents.path} is unfinished: go on with `splinterp harvest ... --resume`."

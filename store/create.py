@@ -1,0 +1,172 @@
+"""create(): begin a store, take over an interrupted one, or replace an old one; never lose one by accident."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..errors import StoreError
+from .files import Lock, is_temporary, read_json, sync_folder
+from .layout import KEY, LOCK, MANIFEST, METADATA
+from .manifest import Line, Log
+from .plan import RESERVED, Plan, make_plan
+from .publish import publish_beginning, remove_leftovers
+from .writer import Writer
+
+
+def create(
+    path: str | os.PathLike[str],
+    *,
+    sites: dict[str, int],
+    dtype: str = "bfloat16",
+    columns: tuple[str, ...] = (),
+    rows: int | None = None,
+    attributes: dict[str, Any] | None = None,
+    seed: int = 0,
+    memory: int = 2**30,
+    resume: bool = False,
+    force: bool = False,
+    chunk_rows: int | None = None,
+) -> Writer:
+    """Begin writing a store.
+
+    Args:
+        sites: width d of each site, by name (a hook point).
+        dtype: "bfloat16", "float16" or "float32".
+        columns: names of the uint32 numbers kept with every row.
+        rows: how many rows are wanted; the rest is ignored. None: as many as come.
+        attributes: plain JSON values saved with the store (model, dataset, ...). They must be the same when resuming, so
+            give what changes from run to run (times, versions) to `Writer.finish`.
+        seed: of the shuffling.
+        memory: bytes that the two pool buffers together may take (one chunk each is the least).
+        resume: go on with the interrupted store at `path`, or begin one if there is none.
+        force: replace a splinterp store at `path`.
+        chunk_rows: rows a chunk; None: 96 MiB chunks, smaller for small stores.
+
+    Raises:
+        StoreError: a parameter cannot be, `path` is taken or in use, or the interrupted store was made otherwise.
+    """
+    plan = make_plan(
+        Path(path),
+        sites=sites,
+        dtype=dtype,
+        columns=columns,
+        rows=rows,
+        attributes=attributes,
+        seed=seed,
+        memory=memory,
+        chunk_rows=chunk_rows,
+    )
+    if resume and force:
+        raise StoreError("Either go on with the old store (--resume) or replace it (--force), not both.")
+    try:
+        if not _is_free(plan.path):
+            if force:
+                _remove(plan.path)
+            elif not resume:
+                raise _taken(plan.path)
+            else:
+                _saved_attributes(plan.path)
+        # Resolved: --force on a link to a store has removed what the link points to.
+        plan.path.resolve().mkdir(parents=True, exist_ok=True)
+        lock = Lock(plan.path)
+    except OSError as error:
+        raise StoreError(f"{plan.path} cannot be made: {error.strerror}.") from None
+    try:
+        if not _is_free(plan.path):
+            # Somebody else may have made a store here between the first look and the lock.
+            if not resume:
+                raise _taken(plan.path)
+            plan = _same_plan(plan)
+        publish_beginning(plan)
+        log = Log(plan.path / MANIFEST)
+        sync_folder(plan.path)
+        _drop_lines_without_files(plan, log)
+        return Writer(plan, log, lock)
+    except OSError as error:
+        lock.release()
+        raise StoreError(f"{plan.path} cannot be written: {error.strerror}.") from None
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _is_free(path: Path) -> bool:
+    """Nothing is there, or no more than the first moments of a killed writer."""
+    if not path.exists() and not path.is_symlink():
+        return True
+    return path.is_dir() and all(entry.name == LOCK or is_temporary(entry.name) for entry in path.iterdir())
+
+
+def _taken(path: Path) -> StoreError:
+    try:
+        unfinished = _saved_attributes(path).get("status") == "writing"
+    except StoreError:
+        unfinished = False
+    if unfinished:
+        return StoreError(f"{path} exists already and is unfinished; go on with --resume, give another name or --force.")
+    return StoreError(f"{path} exists already; give another name or --force.")
+
+
+def _saved_attributes(path: Path) -> dict[str, Any]:
+    """The attributes of the splinterp store at `path`.
+
+    Raises:
+        StoreError: there is none, so nothing there is ours to change.
+    """
+    try:
+        return dict(read_json(path / METADATA)["attributes"][KEY])
+    except (StoreError, OSError, KeyError, TypeError, ValueError):
+        raise StoreError(
+            f"{path} exists and is not recognisably a splinterp store; remove it yourself or give another name."
+        ) from None
+
+
+def _remove(path: Path) -> None:
+    """Remove the splinterp store at `path`, unless somebody is writing it."""
+    _saved_attributes(path)
+    target = path.resolve()
+    lock = Lock(target)
+    # Renamed first: a kill half-way through leaves no half store under the name.
+    doomed = target.with_name(f".{target.name}.removed-{os.getpid()}")
+    os.rename(target, doomed)
+    lock.release()
+    shutil.rmtree(doomed)
+
+
+def _same_plan(plan: Plan) -> Plan:
+    """`plan` with the interrupted store's own pool size (which may follow from another memory budget).
+
+    Raises:
+        StoreError: the store is complete, or was begun with other parameters: naming the first that differs.
+    """
+    saved = _saved_attributes(plan.path)
+    if saved.get("status") != "writing":
+        raise StoreError(f"{plan.path} is complete; there is nothing to resume.")
+    asked = plan.root_attributes("writing", 0, {"pool_chunks": saved.get("pool_chunks")})
+    saved["rows"] = 0
+    for key in [*RESERVED, *sorted({*asked, *saved} - set(RESERVED))]:
+        if saved.get(key) != asked.get(key):
+            raise StoreError(
+                f"{plan.path} was begun with {key} = {saved.get(key)}, not {asked.get(key)}: "
+                "resume it with the same settings, or begin anew with --force."
+            )
+    return Plan(**{**vars(plan), "pool_chunks": int(saved["pool_chunks"])})
+
+
+def _drop_lines_without_files(plan: Plan, log: Log) -> None:
+    """A committed chunk whose file has gone or been cut no longer counts, and will be written again."""
+    for line in list(log.lines.values()):
+        if not _files_there(plan, line):
+            log.withdraw(line.chunk)
+    remove_leftovers(plan.path)
+
+
+def _files_there(plan: Plan, line: Line) -> bool:
+    for array in plan.arrays:
+        file = array.chunk_path(plan.path, line.chunk)
+        if not file.exists() or file.stat().st_size != array.chunk_bytes(plan.chunk_rows):
+            return False
+    return True

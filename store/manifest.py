@@ -1,0 +1,154 @@
+"""manifest.jsonl: one line a committed chunk; the commit log while writing, the table of contents afterwards.
+
+A chunk counts from the moment its line is on disk. A line holds the chunk's index, rows, the crc32c of each array's
+chunk, per site the column sums (float64) and the norms' (sum, sum of squares, min, max), and where the source stood at
+the end of the chunk's pool generation. A later line for the same chunk replaces an earlier one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from ..errors import StoreError
+from .files import write_all, write_bytes
+
+
+@dataclass(frozen=True)
+class Line:
+    """One committed chunk.
+
+    `crc32c` is keyed by array path, `sums` and `norms` by site; `sums` are base64 of float64 little-endian vectors [d].
+    `generation_rows` rows, in stream order, make up pool generation `generation`; when its last row had been taken,
+    the writer had been offered `offered` rows in all and had dropped `dropped` of them.
+    """
+
+    chunk: int
+    rows: int
+    crc32c: dict[str, int]
+    sums: dict[str, str]
+    norms: dict[str, list[float]]
+    generation: int
+    generation_rows: int
+    offered: int
+    dropped: int
+
+    def same_rows(self, other: Line) -> bool:
+        """Whether both lines speak of the same bytes at the same place of the stream."""
+        return (self.chunk, self.rows, self.crc32c, self.generation_rows, self.offered) == (
+            other.chunk,
+            other.rows,
+            other.crc32c,
+            other.generation_rows,
+            other.offered,
+        )
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def encode_sums(sums: np.ndarray) -> str:
+    return base64.b64encode(sums.astype("<f8").tobytes()).decode()
+
+
+def decode_sums(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype="<f8")
+
+
+def parse(data: bytes, where: Path) -> tuple[dict[int, Line], int]:
+    """The lines by chunk, and the length of the sound part of `data`: a torn last line is left out.
+
+    Raises:
+        StoreError: a line other than the last is damaged.
+    """
+    lines: dict[int, Line] = {}
+    sound = 0
+    pieces = data.splitlines(keepends=True)
+    for number, piece in enumerate(pieces, 1):
+        try:
+            value: dict[str, Any] = json.loads(piece) if piece.endswith(b"\n") else {}
+            if value.get("withdrawn"):
+                lines.pop(value["chunk"], None)
+            else:
+                lines[value["chunk"]] = Line(**value)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            if number == len(pieces):
+                break
+            raise StoreError(f"{where} is damaged in line {number}.") from None
+        sound += len(piece)
+    return lines, sound
+
+
+def read(path: Path) -> tuple[dict[int, Line], int]:
+    """The manifest at `path` as (lines by chunk, crc32c of the file). A missing file has no lines."""
+    if not path.exists():
+        return {}, 0
+    data = path.read_bytes()
+    return parse(data, path)[0], google_crc32c.value(data)
+
+
+def publish(path: Path, lines: Iterable[Line]) -> int:
+    """Rewrite the manifest sorted by chunk; returns its crc32c."""
+    data = b"".join(line.encode() for line in sorted(lines, key=lambda line: line.chunk))
+    write_bytes(path, data)
+    return google_crc32c.value(data)
+
+
+def fingerprint(lines: Iterable[Line]) -> str:
+    """16 hex digits that change when any stored row or the order of rows does."""
+    digest = hashlib.sha256()
+    for line in sorted(lines, key=lambda line: line.chunk):
+        digest.update(json.dumps([line.chunk, line.rows, sorted(line.crc32c.items())]).encode())
+    return digest.hexdigest()[:16]
+
+
+class Log:
+    """The manifest while it is being appended to; safe to use from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens (or makes) the log and cuts off a torn last line, so that nothing is appended to a fragment.
+
+        Raises:
+            StoreError: a line other than the last is damaged.
+        """
+        data = path.read_bytes() if path.exists() else b""
+        self.lines, self._size = parse(data, path)
+        self._lock = threading.Lock()
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        if len(data) != self._size:
+            os.ftruncate(self._fd, self._size)
+            os.fsync(self._fd)
+
+    def commit(self, line: Line) -> None:
+        """Append `line` durably: after this the chunk counts."""
+        self._append(line.encode())
+        self.lines[line.chunk] = line
+
+    def withdraw(self, chunk: int) -> None:
+        """Say durably that a committed chunk no longer counts (it is about to be replaced)."""
+        self._append(json.dumps({"chunk": chunk, "withdrawn": True}).encode() + b"\n")
+        self.lines.pop(chunk, None)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _append(self, data: bytes) -> None:
+        with self._lock:
+            try:
+                write_all(self._fd, memoryview(data))
+                os.fsync(self._fd)
+            except OSError:
+                # Half a line must not stay in front of another thread's whole one.
+                os.ftruncate(self._fd, self._size)
+                raise
+            self._size += len(data)

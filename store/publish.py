@@ -1,0 +1,66 @@
+"""Metadata in the order that keeps a store honest: what is said is never ahead of what is on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from . import manifest
+from .files import is_temporary, sync_folder, write_json
+from .layout import KEY, MANIFEST, METADATA, Array, group_metadata
+from .manifest import Line
+from .plan import Plan
+from .stats import site_statistics
+
+
+def publish_root(plan: Plan, status: str, rows: int, more: dict[str, Any]) -> None:
+    """Write the store's own zarr.json."""
+    write_json(plan.path / METADATA, group_metadata({KEY: plan.root_attributes(status, rows, more)}))
+
+
+def publish_beginning(plan: Plan) -> None:
+    """Folders and metadata of a store without rows, status "writing". Running it again on a killed writer's store is safe."""
+    publish_root(plan, "writing", 0, {})
+    for site, d in plan.sites.items():
+        (plan.path / site / "acts").mkdir(parents=True, exist_ok=True)
+        remove_leftovers(plan.path / site)
+        write_json(plan.path / site / METADATA, group_metadata({"site": site, "d": d, "rows": 0, "torch_dtype": plan.dtype}))
+    for array in plan.arrays:
+        folder = plan.path / array.path
+        folder.mkdir(exist_ok=True)
+        remove_leftovers(folder)
+        write_json(folder / METADATA, array.metadata(0, plan.chunk_rows))
+    sync_folder(plan.path)
+    sync_folder(plan.path.absolute().parent)
+
+
+def publish_complete(plan: Plan, lines: dict[int, Line], rows: int, offered: int, extra: dict[str, Any]) -> None:
+    """Sorted manifest, then shapes and statistics, then the root with status "complete": the root comes last."""
+    chunks = -(-rows // plan.chunk_rows)
+    kept = [lines[i] for i in range(chunks)]
+    for array in plan.arrays:
+        remove_beyond(plan.path / array.path, array, chunks)
+    crc = manifest.publish(plan.path / MANIFEST, kept)
+    for array in plan.arrays:
+        write_json(plan.path / array.path / METADATA, array.metadata(rows, plan.chunk_rows))
+    for site, d in plan.sites.items():
+        mean, norms = site_statistics(kept, site)
+        attributes = {"site": site, "d": d, "rows": rows, "torch_dtype": plan.dtype, "mean": mean.tolist(), **norms}
+        write_json(plan.path / site / METADATA, group_metadata(attributes))
+    more = {"offered_rows": offered, "dropped_non_finite": offered - rows, "manifest_crc32c": crc}
+    publish_root(plan, "complete", rows, {**extra, **more})
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of a killed writer."""
+    for entry in list(folder.iterdir()):
+        if is_temporary(entry.name):
+            entry.unlink()
+
+
+def remove_beyond(folder: Path, array: Array, chunks: int) -> None:
+    """Delete chunk files past the end: an earlier, interrupted run may have had a longer source."""
+    for entry in list(folder.iterdir()):
+        index = array.chunk_index(entry.name)
+        if index is not None and index >= chunks:
+            entry.unlink()

@@ -1,0 +1,265 @@
+"""Store: a finished store, read through memory maps."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import StoreError
+from . import manifest
+from .batches import Split, iterate, plan_epoch, split_rows
+from .check import Contents, committed_lines, load, problems, unfinished_sentence
+from .layout import STORAGE, Array
+from .stats import site_statistics
+
+# Few, so that the memory a reader occupies does not grow with the store.
+OPEN_MAPS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One site of a store: `rows` rows of width `d`, stored as `dtype`; `mean` is float64 [d], norms are Euclidean."""
+
+    name: str
+    rows: int
+    d: int
+    dtype: str
+    mean: torch.Tensor
+    mean_norm: float
+    rms_norm: float
+    min_norm: float
+    max_norm: float
+
+
+def open_store(path: str | os.PathLike[str], *, unfinished: bool = False) -> Store:
+    """Open the store at `path`, checking its metadata and every chunk's presence and exact size.
+
+    Args:
+        unfinished: also open a store still being written; only its committed, gapless beginning is seen.
+
+    Raises:
+        StoreError: no such path, not a store, damaged or unfinished: says which file, and what to do.
+    """
+    contents = load(Path(path))
+    if not contents.complete and not unfinished:
+        raise StoreError(unfinished_sentence(contents))
+    lines = committed_lines(contents)
+    found = list(problems(contents, lines))
+    if found:
+        more = f" ({len(found) - 1} more; `splinterp verify` lists them)" if len(found) > 1 else ""
+        raise StoreError(found[0] + more)
+    if not lines:
+        raise StoreError(f"{contents.path} holds no rows yet; wait for its writer to commit the first chunk.")
+    return Store(contents, lines)
+
+
+class Store:
+    """A store opened for reading. Thread-safe except for the tensors it hands out, which are read-only by agreement.
+
+    Attributes:
+        path, attributes, status, rows, columns, chunk_rows: as saved.
+        sites: Site by name.
+        fingerprint: hex string that changes with any row.
+    """
+
+    def __init__(self, contents: Contents, lines: list[manifest.Line]) -> None:
+        attributes = contents.attributes
+        self.path = contents.path
+        self.attributes: dict[str, Any] = attributes
+        self.status: str = attributes["status"]
+        self.rows = sum(line.rows for line in lines)
+        self.chunk_rows = contents.chunk_rows
+        self.chunks = len(lines)
+        self.columns: tuple[str, ...] = tuple(attributes["columns"])
+        self.fingerprint = manifest.fingerprint(lines)
+        self.sites = {name: _site(lines, name, d, attributes["dtype"]) for name, d in attributes["sites"].items()}
+        self._arrays = {array.path: array for array in contents.arrays}
+        self._maps: OrderedDict[Path, mmap.mmap] = OrderedDict()
+
+    def site(self, name: str | None = None) -> Site:
+        """The site called `name`; None: the only one.
+
+        Raises:
+            StoreError: no such site, or several to choose from; lists them.
+        """
+        names = ", ".join(self.sites)
+        if name is None:
+            if len(self.sites) > 1:
+                raise StoreError(f"{self.path} has several sites; choose one with --site: {names}.")
+            return next(iter(self.sites.values()))
+        if name not in self.sites:
+            raise StoreError(f"{self.path} has no site '{name}'; it has {names}.")
+        return self.sites[name]
+
+    def acts(self, site: str | None, a: int, b: int) -> torch.Tensor:
+        """Rows [a, b) of a site as [b-a, d] in the storage dtype.
+
+        Within one chunk this is a view of the file's memory map, without a copy: treat it as read-only (writing to it never
+        reaches the file, but other views of the chunk may see it). Across chunks it is a copy.
+
+        Raises:
+            StoreError: rows out of range, or no such site.
+        """
+        chosen = self.site(site)
+        pieces = self._pieces(self._arrays[f"{chosen.name}/acts"], a, b)
+        tensors = [torch.from_numpy(piece).view(STORAGE[chosen.dtype].torch) for piece in pieces]
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+    def column(self, name: str, a: int = 0, b: int | None = None) -> np.ndarray:
+        """Entries [a, b) of a row column as uint32 [b-a].
+
+        Raises:
+            StoreError: rows out of range, or no such column.
+        """
+        if name not in self.columns:
+            raise StoreError(f"{self.path} has no column '{name}'; it has {', '.join(self.columns) or 'none'}.")
+        return np.concatenate(self._pieces(self._arrays[name], a, self.rows if b is None else b))
+
+    def batches(
+        self,
+        site: str | None,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        split: Split = "train",
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> Iterator[torch.Tensor]:
+        """One epoch of a site's rows as tensors [<=batch_size, d] in the storage dtype.
+
+        Blocks of 256 rows are permuted over the whole store, the same for the same (seed, epoch); ranks get disjoint
+        blocks, so the ranks together see every row of the split exactly once. A thread reads two batches ahead into
+        reused buffers: **a tensor is valid until the next one is asked for**, so convert it at once
+        (`batch.to(torch.float32)`; `.clone()` for a float32 store, where `.to` makes no copy).
+
+        Args:
+            split: "held_out": a fixed twentieth of the blocks (at most 65,536 rows), "train": the others, "all": both.
+            start: batches to skip without reading them.
+            shuffle: False gives the order of the store.
+            drop_last: leave out a last batch that is not full.
+
+        Raises:
+            StoreError: no such site or parameters that cannot be; while iterating: a chunk cannot be read.
+        """
+        array = self._arrays[f"{self.site(site).name}/acts"]
+        epoch_plan = plan_epoch(
+            self.rows,
+            batch_size,
+            seed=seed,
+            epoch=epoch,
+            split=split,
+            rank=rank,
+            world=world,
+            shuffle=shuffle,
+            drop_last=drop_last,
+        )
+        return iterate(self.path, array, self.chunk_rows, epoch_plan, start)
+
+    def n_batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        split: Split = "train",
+        rank: int = 0,
+        world: int = 1,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> int:
+        """How many batches `batches` gives with the same arguments (from the first)."""
+        return plan_epoch(
+            self.rows,
+            batch_size,
+            seed=seed,
+            epoch=epoch,
+            split=split,
+            rank=rank,
+            world=world,
+            shuffle=shuffle,
+            drop_last=drop_last,
+        ).n_batches
+
+    def split_rows(self, split: Split) -> int:
+        """Rows in a split over all ranks; 0 held out when the store is a single block."""
+        return split_rows(self.rows, split)
+
+    def info(self) -> dict[str, Any]:
+        """What `splinterp info --json` prints."""
+        sites = [
+            {
+                "name": site.name,
+                "rows": site.rows,
+                "d": site.d,
+                "dtype": site.dtype,
+                "mean_norm": site.mean_norm,
+                "rms_norm": site.rms_norm,
+                "min_norm": site.min_norm,
+                "max_norm": site.max_norm,
+            }
+            for site in self.sites.values()
+        ]
+        own = {key: value for key, value in self.attributes.items() if key not in ("sites", "rows")}
+        return {
+            "path": str(self.path),
+            "status": self.status,
+            "rows": self.rows,
+            "sites": sites,
+            **{key: self.attributes.get(key) for key in ("model", "dataset", "context")},
+            "chunks": self.chunks,
+            "bytes": self.chunks * sum(a.chunk_bytes(self.chunk_rows) for a in self._arrays.values()),
+            "dropped_non_finite": 0,
+            "fingerprint": self.fingerprint,
+            **own,
+        }
+
+    def _pieces(self, array: Array, a: int, b: int) -> list[np.ndarray]:
+        """Views of the chunks' maps that together are rows [a, b)."""
+        if not 0 <= a <= b <= self.rows:
+            raise StoreError(f"{self.path} has {self.rows} rows; there are no rows {a} to {b}.")
+        pieces = []
+        while a < b or not pieces:
+            chunk, first = divmod(min(a, self.rows - 1), self.chunk_rows)
+            last = min(self.chunk_rows, first + b - a)
+            shape = (self.chunk_rows,) if array.d is None else (self.chunk_rows, array.d)
+            values = np.frombuffer(self._map(array, chunk), array.numpy, count=int(np.prod(shape))).reshape(shape)
+            pieces.append(values[first:last])
+            a += last - first
+        return pieces
+
+    def _map(self, array: Array, chunk: int) -> mmap.mmap:
+        path = array.chunk_path(self.path, chunk)
+        found = self._maps.pop(path, None)
+        if found is None:
+            try:
+                with path.open("rb") as file:
+                    # A private copy-on-write map is writable memory, which torch wants of what it shares, and can
+                    # still never change the file.
+                    found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            except OSError as error:
+                raise StoreError(f"{path} cannot be read: {error.strerror}.") from None
+            except ValueError:
+                raise StoreError(f"{path} is empty; run `splinterp verify`.") from None
+            if len(found) != array.chunk_bytes(self.chunk_rows):
+                raise StoreError(f"{path} has changed its size since the store was opened; run `splinterp verify`.")
+        self._maps[path] = found
+        while len(self._maps) > OPEN_MAPS:
+            self._maps.popitem(last=False)
+        return found
+
+
+def _site(lines: list[manifest.Line], name: str, d: int, dtype: str) -> Site:
+    mean, norms = site_statistics(lines, name)
+    return Site(name, sum(line.rows for line in lines), d, dtype, torch.from_numpy(mean), **norms)

@@ -1,0 +1,266 @@
+"""Writer: rows in, shuffled and checksummed chunks out, by two background threads; nothing that is committed can be lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import StoreError
+from .files import Lock, crc_bytes, crc_of, sync_folder, write_parts
+from .layout import Array
+from .manifest import Line, Log, encode_sums
+from .plan import Plan, plain_attributes
+from .pool import Buffers, Generation, column_sums, row_norms
+from .publish import publish_complete
+from .reader import Store, open_store
+
+THREADS = 2
+_TAKEN = "The rows stored so far are kept: mend that and run again with --resume."
+
+
+class Writer:
+    """Writes one store; made by `create`. A context manager: leaving it without `finish` stops cleanly and can be resumed.
+
+    Attributes:
+        rows: rows accepted so far in stream order, those of a resumed run included.
+        offered: rows offered so far, those dropped included.
+        resume_offered: how many offered rows are already stored for good; the caller offers the rows from there on.
+        bytes_written: bytes of chunk files written by this process.
+    """
+
+    def __init__(self, plan: Plan, log: Log, lock: Lock) -> None:
+        self._plan, self._log, self._lock = plan, log, lock
+        self._next_generation, self.rows, self.offered = plan.committed(log.lines)
+        self.resume_offered = self.offered
+        self.bytes_written = 0
+        self._count = threading.Lock()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="splinterp-store")
+        self._generation: Generation | None = None
+        self._buffers: list[Buffers | None] = [None, None]
+        self._running: list[list[Future[None]]] = [[], []]
+        self._failure: StoreError | None = None
+        self._closed = False
+
+    @property
+    def remaining(self) -> int | None:
+        """Rows still wanted, or None when the number of rows was not given."""
+        return None if self._plan.rows is None else self._plan.rows - self.rows
+
+    @property
+    def full(self) -> bool:
+        return self.remaining == 0
+
+    @property
+    def dropped(self) -> int:
+        """Rows left out so far because an element was not finite at some site, in the source's dtype or the store's."""
+        return self.offered - self.rows
+
+    def add(self, activations: Mapping[str, torch.Tensor], columns: Mapping[str, Any] | None = None) -> int:
+        """Take rows, aligned over all sites and columns; returns how many were accepted.
+
+        Args:
+            activations: for every site [n, d], any floating dtype, any device; cast to the storage dtype, to nearest even.
+            columns: for every column [n] whole numbers from 0 to 2**32 - 1, as array or tensor.
+
+        Rows that are not finite at some site (before or after the cast) are dropped everywhere and counted. Rows beyond
+        the planned number are ignored. Blocks while both pool buffers are waiting for the disk.
+
+        Raises:
+            StoreError: wrong shapes, or a background write failed (a full disk); the store can then be resumed.
+        """
+        self._check_usable()
+        if self.full:
+            return 0
+        n = self._check_shapes(activations, columns or {})
+        rows, norms = self._cast(activations)
+        rows |= {name: _as_column(name, (columns or {})[name]) for name in self._plan.columns}
+        finite = np.ones(n, bool)
+        for values in norms.values():
+            finite &= np.isfinite(values)
+        kept = np.flatnonzero(finite)
+        used = n
+        if self.remaining is not None and len(kept) >= self.remaining:
+            kept = kept[: self.remaining]
+            used = int(kept[-1]) + 1
+        if len(kept) < n:
+            rows = {path: values[kept] for path, values in rows.items()}
+            norms = {path: values[kept] for path, values in norms.items()}
+        base, done = self.offered, 0
+        while done < len(kept):
+            generation = self._generation or self._start_generation()
+            part = slice(done, min(len(kept), done + generation.room))
+            generation.put({p: v[part] for p, v in rows.items()}, {p: v[part] for p, v in norms.items()})
+            self.rows += part.stop - done
+            done = part.stop
+            self.offered = base + int(kept[done - 1]) + 1
+            if not generation.room:
+                self._drain(generation)
+        self.offered = base + used
+        return len(kept)
+
+    def finish(self, extra_attributes: dict[str, Any] | None = None) -> Store:
+        """Write what the pool still holds, publish the metadata, and open the finished store.
+
+        The source may have ended before the planned number of rows. `extra_attributes` join the store's attributes.
+
+        Raises:
+            StoreError: a write failed (the store can be resumed), or no rows came.
+        """
+        extra = plain_attributes(extra_attributes)
+        self._check_usable()
+        if self._generation is not None:
+            self._drain(self._generation)
+        self._wait([f for futures in self._running for f in futures])
+        if not self.rows:
+            self.close()
+            raise StoreError(f"No rows came, so {self._plan.path} holds nothing; see that the source is not empty.")
+        self._threads.shutdown()
+        self._log.close()
+        self._closed = True
+        try:
+            publish_complete(self._plan, self._log.lines, self.rows, self.offered, extra)
+        except OSError as error:
+            self._lock.release()
+            raise StoreError(f"{self._plan.path} could not be finished: {error.strerror}. {_TAKEN}") from None
+        self._lock.release(remove=True)
+        return open_store(self._plan.path)
+
+    def close(self) -> None:
+        """Let running chunk writes end and commit, drop the rest, free the lock. The store stays resumable."""
+        if not self._closed:
+            self._closed = True
+            self._threads.shutdown(wait=True, cancel_futures=True)
+            self._log.close()
+            self._lock.release()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise StoreError(f"The writer of {self._plan.path} is closed; open it again with --resume.")
+        self._wait([f for futures in self._running for f in futures if f.done()])
+
+    def _check_shapes(self, activations: Mapping[str, torch.Tensor], columns: Mapping[str, Any]) -> int:
+        plan = self._plan
+        if set(activations) != set(plan.sites) or set(columns) != set(plan.columns):
+            raise StoreError(
+                f"{plan.path} takes the sites {', '.join(plan.sites)} and the columns {', '.join(plan.columns) or '(none)'}; "
+                f"it was given {', '.join(activations)} and {', '.join(columns) or '(none)'}."
+            )
+        n = len(activations[next(iter(plan.sites))])
+        for name, x in activations.items():
+            if x.ndim != 2 or x.shape != (n, plan.sites[name]) or not x.is_floating_point():
+                raise StoreError(
+                    f"Site '{name}' takes {n} rows of {plan.sites[name]} floating-point numbers; it was given "
+                    f"{str(x.dtype).removeprefix('torch.')} of shape {list(x.shape)}."
+                )
+        for name, column in columns.items():
+            if tuple(column.shape) != (n,):
+                raise StoreError(f"Column '{name}' must have one number for each of {n} rows, not shape {list(column.shape)}.")
+        return n
+
+    def _cast(self, activations: Mapping[str, torch.Tensor]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Rows in the storage dtype and their norms, by array path. The cast keeps NaN and infinity, so norms show both."""
+        rows, norms = {}, {}
+        for name in self._plan.sites:
+            x = activations[name].detach().to(self._plan.storage.torch)
+            norms[f"{name}/acts"] = row_norms(x).cpu().numpy()
+            # Viewed as bits: numpy has no bfloat16.
+            rows[f"{name}/acts"] = _bits(x.cpu()).view(self._plan.storage.numpy)
+        return rows, norms
+
+    def _start_generation(self) -> Generation:
+        g = self._next_generation
+        self._wait(self._running[g % 2])
+        self._running[g % 2] = []
+        buffers = self._buffers[g % 2] or Buffers.make(self._plan.arrays, min(self._plan.pool_rows, self._plan.rows or 2**63))
+        self._buffers[g % 2] = buffers
+        self._generation = Generation(g, self._plan.permutation(g), buffers)
+        self._next_generation += 1
+        return self._generation
+
+    def _drain(self, generation: Generation) -> None:
+        generation.seal()
+        self._generation = None
+        # Taken now: the caller goes on offering rows while the threads write.
+        at = (self.offered, self.dropped)
+        self._running[generation.index % 2] = [
+            self._threads.submit(self._commit, generation, i, *at)
+            for i in self._plan.chunks_of(generation.index, generation.fill)
+        ]
+
+    def _wait(self, futures: list[Future[None]]) -> None:
+        """Wait for `futures`; after a failed write the writer only repeats its sentence."""
+        wait(futures)
+        for future in futures:
+            error = None if future.cancelled() else future.exception()
+            if self._failure is None and isinstance(error, OSError):
+                where = error.filename or self._plan.path
+                self._failure = StoreError(f"{where} could not be written: {error.strerror or error}. {_TAKEN}")
+            elif error is not None and not isinstance(error, OSError):
+                raise error
+        if self._failure is not None:
+            for future in (f for futures in self._running for f in futures):
+                future.cancel()
+            raise self._failure
+
+    def _commit(self, generation: Generation, chunk: int, offered: int, dropped: int) -> None:
+        """Write chunk `chunk` of all arrays, then its line in the log. Runs in a background thread."""
+        plan = self._plan
+        first = (chunk - generation.index * plan.pool_chunks) * plan.chunk_rows
+        last = min(first + plan.chunk_rows, generation.fill)
+        parts = {a.path: _padded(a, generation.rows(a.path, first, last), plan.chunk_rows) for a in plan.arrays}
+        crcs = {path: crc_of(arrays) for path, arrays in parts.items()}
+        sums, norms = {}, {}
+        for site in plan.sites:
+            x = torch.from_numpy(parts[f"{site}/acts"][0]).view(plan.storage.torch)
+            sums[site] = encode_sums(column_sums(x))
+            r = generation.norms(f"{site}/acts", first, last)
+            norms[site] = [float(r.sum()), float((r * r).sum()), float(r.min()), float(r.max())]
+        line = Line(chunk, last - first, crcs, sums, norms, generation.index, generation.fill, offered, dropped)
+        before = self._log.lines.get(chunk)
+        if before is not None:
+            if before.same_rows(line):
+                return
+            # The resumed source gives other rows than the first time: the old chunk must stop counting before it goes.
+            self._log.withdraw(chunk)
+        for a in plan.arrays:
+            path = a.chunk_path(plan.path, chunk)
+            pieces = [p.reshape(-1).view(np.uint8).data for p in parts[a.path]]
+            try:
+                write_parts(path, [*pieces, memoryview(crc_bytes(crcs[a.path]))])
+                sync_folder(path.parent)
+            except OSError as error:
+                error.filename = error.filename or str(path)
+                raise
+        self._log.commit(line)
+        with self._count:
+            self.bytes_written += sum(a.chunk_bytes(plan.chunk_rows) for a in plan.arrays)
+
+
+def _padded(array: Array, rows: np.ndarray, chunk_rows: int) -> list[np.ndarray]:
+    """The rows, and the fill values that bring the last chunk to full size."""
+    missing = chunk_rows - len(rows)
+    return [rows] if not missing else [rows, np.full((missing, *rows.shape[1:]), array.fill, array.numpy)]
+
+
+def _bits(x: torch.Tensor) -> np.ndarray:
+    return x.contiguous().view(torch.uint16 if x.element_size() == 2 else torch.float32).numpy()
+
+
+def _as_column(name: str, values: Any) -> np.ndarray:
+    """[n] uint32, refusing what does not fit."""
+    column = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if column.dtype.kind not in "iu" or (len(column) and (column.min() < 0 or column.max() > 0xFFFFFFFF)):
+        raise StoreError(f"Column '{name}' takes whole numbers from 0 to 4294967295; it was given others.")
+    return column.astype(np.uint32)
