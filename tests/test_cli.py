@@ -1,0 +1,316 @@
+"""The command line as a user meets it: what it prints, its exit codes, its sentences."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from splinterp.cli import main
+from splinterp.quantities import format_bytes, format_count, format_seconds, parse_quantity
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run the command line; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, gpt2_dir, jsonl):
+    """A folder with a harvested store and a trained run, made through the command line itself."""
+    folder = tmp_path_factory.mktemp("cli")
+    for arguments in (
+        ["harvest", "--model", gpt2_dir, "--layer", 1, "--layer", 2, "--dataset", jsonl, "--tokens", "2k", "--context", 16,
+         "--dtype", "float32", "--out", folder / "acts.zarr"],
+        ["train", "--store", folder / "acts.zarr", "--site", "blocks.1.hook_resid_post", "--latents", 64, "--k", 4, "--out", folder / "run"],
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as end:
+            main([str(a) for a in arguments])
+        assert not end.value.code
+    return folder
+
+
+def sentence(result: tuple[int, str, str]) -> str:
+    """The message of a command that failed as it should: exit code 1, one or two lines, no traceback."""
+    code, _, err = result
+    assert code == 1
+    assert "Traceback" not in err
+    lines = err.strip().splitlines()
+    assert 1 <= len(lines) <= 2, err
+    assert lines[-1].rstrip().endswith((".", "run", "latents"))
+    return " ".join(lines)
+
+
+def test_help_is_fast_and_imports_nothing_heavy():
+    probe = "import sys, time; t = time.perf_counter(); from splinterp.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit: pass\n"
+    probe += "print(sorted(m for m in ('torch', 'transformer_lens', 'zarr', 'transformers', 'numpy', 'datasets') if m in sys.modules))"
+    out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+    assert out.strip().endswith("[]")
+    for command in ("harvest", "import", "info", "verify", "train", "eval", "demo"):
+        assert re.search(rf"\b{command}\b", out), command
+
+
+def test_harvest_and_train_leave_their_files(work):
+    assert (work / "acts.zarr" / "zarr.json").is_file()
+    for name in ("cfg.json", "sae_weights.safetensors", "run.json", "metrics.jsonl", "summary.json"):
+        assert (work / "run" / name).is_file(), name
+
+
+def test_info_json_has_the_keys_of_the_contract(cli, work):
+    code, out, _ = cli("info", work / "acts.zarr", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert {"sites", "model", "dataset", "context", "status"} <= set(facts)
+    assert (
+        facts["sites"][0] | {"name": "blocks.1.hook_resid_post", "rows": 2000, "d": 32, "dtype": "float32"} == facts["sites"][0]
+    )
+    assert facts["status"] == "complete"
+    assert facts["context"] == 16
+    code, out, _ = cli("info", work / "acts.zarr")
+    assert code == 0
+    assert "2,000 rows" in out
+
+
+def test_verify_says_whole(cli, work):
+    for arguments in ([], ["--full"]):
+        code, out, _ = cli("verify", work / "acts.zarr", *arguments)
+        assert code == 0
+        assert "is whole" in out
+
+
+def test_eval_json_has_the_keys_of_the_contract_and_the_figures_of_the_run(cli, work):
+    code, out, _ = cli("eval", work / "run", "--store", work / "acts.zarr", "--json")
+    figures = json.loads(out)
+    assert code == 0
+    assert set(figures) == {"fvu", "explained_variance", "mse", "l0", "dead_fraction", "n_rows", "encoder"}
+    summary = json.loads((work / "run" / "summary.json").read_text())
+    assert figures["fvu"] == pytest.approx(summary["fvu"], rel=1e-4)
+    assert figures["encoder"] == "native"
+
+
+def test_eval_with_a_model_adds_cross_entropies(cli, work, gpt2_dir):
+    code, out, _ = cli("eval", work / "run", "--store", work / "acts.zarr", "--model", gpt2_dir, "--tokens", 500, "--json")
+    figures = json.loads(out)
+    assert code == 0
+    assert {"ce_clean", "ce_spliced", "ce_ablated", "ce_recovered"} <= set(figures)
+    assert figures["ce_clean"] > 0
+
+
+def test_train_takes_every_setting_into_run_json(cli, work, tmp_path):
+    code, _, err = cli(
+        "train", "--store", work / "acts.zarr", "--site", "blocks.2.hook_resid_post", "--out", tmp_path / "r", "--expansion", 2, "--k", 3,
+        "--tokens", "1k", "--batch-size", 100, "--lr", "1e-3", "--encoder-steps", 2, "--mu-enc", 0.1, "--nu-enc", 0.2, "--mu-dec", 0.3,
+        "--nu-dec", 0.4, "--alpha", 0.5, "--beta", 0.6, "--ridge", "0.01", "--solve-only", "--solve-every", 3, "--memory-rows", 900,
+        "--no-last-solve", "--seed", 7,
+    )  # fmt: skip
+    assert code == 0, err
+    settings = json.loads((tmp_path / "r" / "run.json").read_text())["settings"]
+    expected = {
+        "d_sae": 64, "k": 3, "rows": 1000, "batch_size": 100, "lr": 1e-3, "encoder_steps": 2, "mu_enc": 0.1, "nu_enc": 0.2, "mu_dec": 0.3,
+        "nu_dec": 0.4, "alpha": 0.5, "beta": 0.6, "ridge": 0.01, "decoder_steps": False, "solve_every": 3, "memory_rows": 900,
+        "last_solve": False, "seed": 7,
+    }  # fmt: skip
+    assert settings | expected == settings
+
+
+def test_import_then_train(cli, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((3000, 8)).astype(np.float32))
+    assert cli("import", tmp_path / "x.npy", "--out", tmp_path / "x.zarr", "--site", "mine")[0] == 0
+    code, out, err = cli("train", "--store", tmp_path / "x.zarr", "--out", tmp_path / "run", "--k", 4, "--method", "adam")
+    assert code == 0, err
+    assert "FVU" in out
+    code, out, _ = cli("eval", tmp_path / "run", "--store", tmp_path / "x.zarr", "--split", "train")
+    assert code == 0
+    assert "fvu" in out
+
+
+def test_force_replaces_a_run_and_nothing_else_does(cli, work, tmp_path):
+    arguments = [
+        "train",
+        "--store",
+        work / "acts.zarr",
+        "--site",
+        "blocks.1.hook_resid_post",
+        "--out",
+        tmp_path / "r",
+        "--k",
+        2,
+        "--tokens",
+        500,
+    ]
+    assert cli(*arguments)[0] == 0
+    before = (tmp_path / "r" / "summary.json").read_bytes()
+    assert "exists already" in sentence(cli(*arguments))
+    assert (tmp_path / "r" / "summary.json").read_bytes() == before
+    assert cli(*arguments, "--force", "--seed", 3)[0] == 0
+    assert (tmp_path / "r" / "summary.json").read_bytes() != before
+    (tmp_path / "mine").mkdir()
+    assert "not a run directory" in sentence(cli(*arguments[:-6], "--out", tmp_path / "mine", "--force"))
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_a_bad_setting_does_not_cost_the_run_it_would_replace(cli, work, tmp_path):
+    arguments = [
+        "train",
+        "--store",
+        work / "acts.zarr",
+        "--site",
+        "blocks.1.hook_resid_post",
+        "--out",
+        tmp_path / "r",
+        "--tokens",
+        500,
+    ]
+    assert cli(*arguments, "--k", 2)[0] == 0
+    assert "k=900 must be between 1 and the number of latents, 256" in sentence(cli(*arguments, "--k", 900, "--force"))
+    assert (tmp_path / "r" / "summary.json").is_file()
+
+
+def test_every_likely_mistake_has_its_sentence(cli, work, gpt2_dir, jsonl, tmp_path):
+    acts = work / "acts.zarr"
+    harvest = [
+        "harvest",
+        "--model",
+        gpt2_dir,
+        "--dataset",
+        jsonl,
+        "--tokens",
+        100,
+        "--context",
+        16,
+        "--out",
+        tmp_path / "new.zarr",
+    ]
+    assert "layers 0..3; asked for 9" in sentence(cli(*harvest, "--layer", 9))
+    assert "no layer" in sentence(cli(*harvest)).lower()
+    assert "resid_post, resid_pre, resid_mid, mlp_out, attn_out" in sentence(cli(*harvest, "--layer", 1, "--hook", "residual"))
+    assert "exists already" in sentence(cli(*harvest[:-1], acts, "--layer", 1))
+    assert not (tmp_path / "new.zarr").exists()
+    assert "missing.txt" in sentence(
+        cli(
+            "harvest",
+            "--model",
+            gpt2_dir,
+            "--layer",
+            1,
+            "--dataset",
+            tmp_path / "missing.txt",
+            "--context",
+            16,
+            "--out",
+            tmp_path / "n.zarr",
+        )
+    )
+    assert (
+        "no model directory"
+        in sentence(cli("harvest", "--model", tmp_path / "no-model", "--layer", 1, "--out", tmp_path / "n.zarr")).lower()
+    )
+
+    train = ["train", "--out", tmp_path / "run", "--store"]
+    assert "There is no store at" in sentence(cli(*train, tmp_path / "none.zarr"))
+    (tmp_path / "folder").mkdir()
+    assert "is not a store" in sentence(cli(*train, tmp_path / "folder"))
+    both = sentence(cli(*train, acts))
+    assert "blocks.1.hook_resid_post" in both
+    assert "blocks.2.hook_resid_post" in both
+    assert "blocks.2.hook_resid_post" in sentence(cli(*train, acts, "--site", "blocks.7.hook_resid_post"))
+    one = [*train, acts, "--site", "blocks.1.hook_resid_post"]
+    assert "k=65 must be between 1 and the number of latents, 64" in sentence(cli(*one, "--latents", 64, "--k", 65))
+    assert "--method sgd" in sentence(cli(*one, "--method", "sgd"))
+    assert "no device" in sentence(cli(*one, "--device", "cuda:99" if not torch.cuda.is_available() else "nonsense")).lower()
+    assert not (tmp_path / "run").exists()
+
+    assert "no SAE at" in sentence(cli("eval", tmp_path / "no-run", "--store", acts))
+    assert "is not an SAE" in sentence(cli("eval", tmp_path / "folder", "--store", acts))
+    assert "There is no store at" in sentence(cli("info", tmp_path / "none.zarr"))
+    np.save(tmp_path / "w.npy", np.zeros((300, 5), np.float32))
+    assert cli("import", tmp_path / "w.npy", "--out", tmp_path / "w.zarr")[0] == 0
+    assert "width 32" in sentence(cli("eval", work / "run", "--store", tmp_path / "w.zarr"))
+    assert "missing.npy" in sentence(cli("import", tmp_path / "missing.npy", "--out", tmp_path / "m.zarr"))
+
+
+def test_an_interrupted_harvest_is_told_and_resumes(cli, gpt2_dir, jsonl, tmp_path, monkeypatch):
+    from splinterp.harvest import forward
+
+    command = [
+        "harvest",
+        "--model",
+        gpt2_dir,
+        "--layer",
+        1,
+        "--dataset",
+        jsonl,
+        "--tokens",
+        2000,
+        "--context",
+        16,
+        "--batch-size",
+        4,
+    ]
+    assert cli(*command, "--out", tmp_path / "whole.zarr")[0] == 0
+    real, calls = forward.SiteReader.read, []
+
+    def interrupted(self, *arguments):
+        calls.append(1)
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(forward.SiteReader, "read", interrupted)
+    told = sentence(cli(*command, "--out", tmp_path / "acts.zarr"))
+    assert "--resume" in told
+    monkeypatch.undo()
+    assert "--resume" in sentence(cli("train", "--store", tmp_path / "acts.zarr", "--out", tmp_path / "run"))
+    assert cli("verify", tmp_path / "acts.zarr")[0] == 1
+    code, out, _ = cli("info", tmp_path / "acts.zarr", "--json")
+    assert code == 1 or json.loads(out)["status"] == "writing"
+    assert cli(*command, "--out", tmp_path / "acts.zarr", "--resume")[0] == 0
+    from splinterp import store as stores
+
+    whole, resumed = (stores.open(tmp_path / f"{name}.zarr") for name in ("whole", "acts"))
+    assert resumed.fingerprint == whole.fingerprint
+
+
+def test_usage_errors_exit_with_2(cli, work):
+    assert cli("train")[0] == 2
+    assert cli("harvest", "--tokens", "many")[0] == 2
+    assert cli("train", "--store", work / "acts.zarr", "--site", "blocks.1.hook_resid_post", "--lr", "fast")[0] == 2
+    assert cli("train", "--store", work / "acts.zarr", "--epochs", 1, "--tokens", 5)[0] == 2
+    assert cli("nonsense")[0] == 2
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    for arguments in (["--debug", "info", "nowhere.zarr"], ["info", "nowhere.zarr", "--debug"]):
+        done = subprocess.run([sys.executable, "-m", "splinterp", *arguments], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("10k", 10_000), ("1M", 10**6), ("2.5B", 2_500_000_000), ("20_000", 20_000), ("1,000", 1000), ("7", 7), ("0.5k", 500)],
+)
+def test_quantities(text, value):
+    assert parse_quantity(text) == value
+
+
+def test_figures_read_well():
+    assert format_count(1_234_567) == "1.23M"
+    assert format_bytes(3 * 2**30) == "3 GiB"
+    assert format_seconds(4020) == "67 min"
+    assert format_seconds(7500) == "2 h 05 min"
