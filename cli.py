@@ -258,7 +258,7 @@ def train(
     config = TrainConfig(
         method=method, activation=activation, d_sae=d_sae, k=k if activation == "topk" else None,  # type: ignore[arg-type]
         l1=(5.0 if l1 is None else l1) if activation == "relu" else 0.0, rows=rows, batch_size=size,
-        lr=_unless_auto(lr, float, "--lr") or auto_lr(size, d_sae), encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec,
+        lr=_unless_auto(lr, float, "--lr") or auto_lr(chosen.d), encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec,
         nu_dec=nu_dec, alpha=alpha, beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every,
         memory_rows=memory_rows, last_solve=(method == "pam") if last_solve is None else last_solve, seed=seed,
     )  # fmt: skip

@@ -34,7 +34,7 @@ def run_demo(out: Path, console: Console) -> None:
     rows = store.split_rows("train")
     batch = auto_batch_size(rows)
     config = TrainConfig(
-        method="pam", activation="topk", d_sae=LATENTS, k=K, rows=rows, batch_size=batch, lr=auto_lr(batch, LATENTS)
+        method="pam", activation="topk", d_sae=LATENTS, k=K, rows=rows, batch_size=batch, lr=auto_lr(store.site(None).d)
     )
     console.print(
         f"\nTraining on {rows:,} rows, one pass, {LATENTS:,} latents, k={K}, batches of {batch}, lr {config.lr:g}; "

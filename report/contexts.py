@@ -104,7 +104,7 @@ def interesting_latents(strongest: Strongest, tokens: np.ndarray, n: int) -> lis
     """
     m = strongest.rows.shape[1]
     density = strongest.fired / max(1, strongest.n_rows)
-    full = (strongest.rows >= 0).all(1) & (strongest.fired >= 4 * m) & (density <= 0.02)
+    full = (strongest.rows >= 0).all(1) & (strongest.fired >= 4 * m) & (density <= max(0.02, 2 * float(density.mean())))
     different = np.array([len(np.unique(t)) for t in tokens])
     # As strong at the m-th context as at the first: the latent means one thing. Several tokens: it is more than a token's own direction.
     steady = strongest.values[:, -1] / np.maximum(strongest.values[:, 0], 1e-12)

@@ -53,15 +53,15 @@ def print_info(console: Console, facts: dict[str, Any]) -> None:
 
 def print_results(console: Console, summaries: dict[str, dict[str, Any]]) -> None:
     """Runs side by side: FVU, L0, dead share on held-out rows, and how long they took."""
-    table = Table(title="On held-out rows")
-    for name in ("method", "FVU", "explained", "L0", "dead", "rows trained", "rows/s", "train", "last solve"):
+    n = next(iter(summaries.values()))["n_rows"]
+    table = Table(title=f"On {n:,} held-out rows (dead: fired on none of them)", title_justify="left")
+    for name in ("method", "FVU", "L0", "dead", "rows", "rows/s", "train", "solve"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for name, s in summaries.items():
         solve = s["seconds"].get("last_solve")
         table.add_row(
-            name, f"{s['fvu']:.4f}", f"{s['explained_variance']:.1%}", f"{s['l0']:.1f}", f"{s['dead_fraction']:.1%}",
-            f"{s['rows_trained']:,}", format_count(s["rows_per_second"]), format_seconds(s["seconds"]["train"]),
-            format_seconds(solve) if solve is not None else "–",
+            name, f"{s['fvu']:.4f}", f"{s['l0']:.1f}", f"{s['dead_fraction']:.1%}", format_count(s["rows_trained"]),
+            format_count(s["rows_per_second"]), format_seconds(s["seconds"]["train"]), format_seconds(solve) if solve is not None else "–",
         )  # fmt: skip
     console.print(table)
 

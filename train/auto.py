@@ -19,9 +19,12 @@ def auto_batch_size(rows: int) -> int:
     return size
 
 
-def auto_lr(batch_size: int, d_sae: int) -> float:
-    """The peak learning rate for rows of mean square 1 per dimension; the sweep behind it is in bench/RESULTS.md."""
-    return 5e-3
+def auto_lr(d_in: int) -> float:
+    """The peak learning rate for rows of mean square 1 per dimension: 8e-3 at d_in=192, falling as the square root of d_in.
+
+    Fitted to sweeps at d_in = 192, 576 and 784 (bench/RESULTS.md); wider sites are an extrapolation.
+    """
+    return 8e-3 * (192 / d_in) ** 0.5
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,7 +1,8 @@
 """Dead latents: who has not fired for long, and AuxK, the loss that brings them back.
 
 AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", arXiv 2406.04093, appendix A.2): the error that the live latents leave is
-reconstructed from the k_aux dead latents with the largest pre-activations.
+reconstructed from the k_aux dead latents with the largest pre-activations. As in SAELens, and unlike the paper, no ReLU is applied to
+these: latents whose bias has fallen far below zero are reached too.
 """
 
 from __future__ import annotations
@@ -39,6 +40,6 @@ def auxk_loss(error: Tensor, pre: Tensor, W_dec: Tensor, dead: Tensor) -> Tensor
     wanted = max(1, error.shape[1] // 2)
     k_aux = min(wanted, len(dead))
     values, chosen = pre[:, dead].topk(k_aux, dim=1, sorted=False)
-    codes = SparseCodes(dead[chosen], values.relu())
+    codes = SparseCodes(dead[chosen], values)  # without ReLU, or latents far below zero would get no gradient
     rest = error - decode(codes, W_dec, error.new_zeros(error.shape[1]))
     return (k_aux / wanted) * rest.square().sum() / error.square().sum().clamp(min=1e-12)

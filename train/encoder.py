@@ -57,15 +57,22 @@ class Weights:
                 loss = loss + self.config.aux_coefficient * auxk_loss(error.detach(), pre, self.W_dec, indices)
         return loss, squared.detach(), codes
 
-    def set_decoder(self, W_dec: Tensor, b_dec: Tensor) -> Tensor:
-        """Take a solved decoder [d_sae, d_in], [d_in], brought to the unit-norm gauge by scaling the encoder; returns the factors [d_sae]
-        by which the codes grow."""
-        with torch.no_grad():
-            norms = normalised_gauge(W_dec.norm(dim=1))
-            self.W_dec.copy_(W_dec / norms[:, None])
-            self.b_dec.copy_(b_dec)
-            self.W_enc.mul_(norms)
-            self.b_enc.mul_(norms)
+    @torch.no_grad()
+    def set_decoder(self, W_dec: Tensor, b_dec: Tensor) -> Tensor | None:
+        """Take a solved decoder [d_sae, d_in], [d_in], its rows brought back to unit norm.
+
+        Returns the factors [d_sae] by which all codes grow, because the encoder is scaled so that the reconstructions stay; or None if
+        the encoder was left alone. That is so with ReLU: the solve undoes the shrinkage that L1 asked for, and an encoder scaled up
+        accordingly would be shrunk again, and so on; measured, L0 then falls without end. Unit norms without it, as in the method of
+        optimal directions, keep the balance between the two losses; the last solve makes good the shrinkage.
+        """
+        norms = normalised_gauge(W_dec.norm(dim=1))
+        self.W_dec.copy_(W_dec / norms[:, None])
+        self.b_dec.copy_(b_dec)
+        if self.config.activation == "relu":
+            return None
+        self.W_enc.mul_(norms)
+        self.b_enc.mul_(norms)
         return norms
 
     def sae(self) -> SAE:

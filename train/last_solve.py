@@ -15,7 +15,7 @@ from .gram import Statistics
 
 # Relative ridges that are tried (`--ridge auto`), in units of the Gram matrix's mean diagonal.
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
-# One batch in this many is kept apart while choosing the ridge, then joins the rest.
+# One row in this many of every batch is kept apart while choosing the ridge, then joins the rest.
 VALIDATION_ONE_IN = 10
 # Fewer rows than this many times the latents: the ridge decides (double descent at rows ≈ latents).
 FEW_ROWS = 4
@@ -45,14 +45,16 @@ def last_solve(
     Args:
         penalties: α, β, μ, ν as sums over the rows; the anchors are the SAE's present decoder.
         ridge: relative ridge, added to α in units of the centred Gram matrix's mean diagonal; None: chosen among RIDGES by the exact loss
-            on one batch in ten, which is left out for that and joins the statistics afterwards.
+            on one row in ten, which are left out for that and join the statistics afterwards.
         progress: told the number of rows of each batch.
     """
     sae = sae.plain()
     parts = [Statistics(sae.config.d_in, sae.config.d_sae, sae.W_enc.device) for _ in range(2)]
-    for i, x in enumerate(batches):
-        kept_apart = ridge is None and i % VALIDATION_ONE_IN == VALIDATION_ONE_IN - 1
-        parts[kept_apart].add(x.double(), to_double(sae.encode(x)))
+    for x in batches:
+        apart = len(x) // VALIDATION_ONE_IN if ridge is None else 0
+        for part, some in zip(parts, (x[apart:], x[:apart]), strict=True):
+            if len(some):
+                part.add(some.double(), to_double(sae.encode(some)))
         if progress:
             progress(len(x))
     fit, validation = parts

@@ -52,7 +52,8 @@ class PAM:
 
     def _take(self, decoder: Decoder) -> None:
         factors = self.weights.set_decoder(decoder.W_dec, decoder.b_dec)
-        self.statistics.rescale_latents(factors)
+        if factors is not None:
+            self.statistics.rescale_latents(factors)
 
 
 # The ridge of solves within training, in units of the Gram matrix's mean diagonal and towards the current decoder, so that a latent that
