@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +17,11 @@ def stdlib_files(tests: bool = False) -> list[tuple[str, Path]]:
     """All (name relative to the library, path) of the standard library's sources, sorted by name; or those of its tests."""
     root = Path(sysconfig.get_path("stdlib"))
     found = []
-    for path in root.rglob("*.py"):
-        relative = path.relative_to(root)
-        folders = set(relative.parts[:-1])
-        if folders & _EXCLUDED or relative.parts[0].startswith("config-"):
-            continue
-        if bool(folders & _TESTS) == tests:
-            found.append((relative.as_posix(), path))
+    for folder, below, files in os.walk(root):
+        below[:] = [name for name in below if name not in _EXCLUDED and not name.startswith("config-")]
+        relative = Path(folder).relative_to(root)
+        if bool(_TESTS.intersection(relative.parts)) == tests:
+            found += [((relative / name).as_posix(), Path(folder, name)) for name in files if name.endswith(".py")]
     return sorted(found)
 
 

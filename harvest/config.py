@@ -1,0 +1,101 @@
+"""HarvestConfig: everything that decides what is harvested, validated once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ModelError, SplinterpError, TextError
+
+EMBEDDED = "tiny"
+HOOKS = ("resid_post", "resid_pre", "resid_mid", "mlp_out", "attn_out")
+STORE_DTYPES = ("bfloat16", "float16", "float32")
+SEPARATORS = ("bos", "eos", "none")
+# The Pile without its copyrighted parts: plain .jsonl.zst files, no loading script, and what SAE papers commonly use.
+HUB_DATASET = "monology/pile-uncopyrighted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestConfig:
+    """What to harvest, from what, into which store.
+
+    Raises:
+        SplinterpError: a value that cannot be, naming it and what may stand there.
+    """
+
+    tokens: int
+    """Rows a site in the store, exactly; rows left out (BOS, separators) do not count."""
+    layers: tuple[int, ...]
+    """Blocks to harvest at, counted from 0; all in one forward pass. Kept sorted, without repetitions."""
+    out: Path
+    """The store to write."""
+    model: str = EMBEDDED
+    """"tiny", a Hugging Face directory, or a TransformerLens or hub name."""
+    hook: str = "resid_post"
+    """Where in a block: resid_post, resid_pre, resid_mid, mlp_out or attn_out."""
+    dataset: str | None = None
+    """"stdlib", a text or .jsonl file, a directory, or a hub data set (`org/name` or `org/name:configuration`).
+    None: "stdlib" for the embedded model, a well-known hub data set for any other."""
+    split: str = "train"
+    """Split of a hub data set."""
+    text_column: str = "text"
+    """Column of a hub data set or a .jsonl file that holds the text."""
+    context: int = 128
+    """Tokens in one packed row of the model's input, BOS included."""
+    batch_size: int | None = None
+    """Packed rows a forward pass. None: chosen by context, width and device."""
+    dtype: str = "bfloat16"
+    """The store's dtype: bfloat16, float16 or float32."""
+    model_dtype: str = "auto"
+    """The model's dtype. "auto": float32 on a CPU; on a GPU the checkpoint's own half type, or bfloat16."""
+    device: str = "auto"
+    """"auto" is "cuda" where there is one, else "cpu"."""
+    seed: int = 0
+    """Seed of the order of rows in the store."""
+    keep_bos: bool = False
+    """Keep the rows of BOS and separator tokens, which are outliers of little use to an SAE."""
+    separator: str = "bos"
+    """What stands between two documents in a packed row: "bos", "eos" or "none"."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    trust_remote_code: bool = False
+    """Run the Python code that a hub model brings along."""
+    memory: int = 2**30
+    """Bytes that the store's shuffle pool may take."""
+    resume: bool = False
+    """Go on with an interrupted harvest at `out`."""
+    force: bool = False
+    """Replace a store at `out`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
+        object.__setattr__(self, "out", Path(self.out))
+        if not self.layers:
+            raise ModelError("No layer to harvest was given; name at least one, for example --layer 2.")
+        if self.layers[0] < 0:
+            raise ModelError(f"Layers are counted from 0, so {self.layers[0]} is none; name for example --layer 0.")
+        for what, value, choices in (
+            ("hook", self.hook, HOOKS),
+            ("store dtype", self.dtype, STORE_DTYPES),
+            ("model dtype", self.model_dtype, ("auto", *STORE_DTYPES)),
+            ("separator", self.separator, SEPARATORS),
+        ):
+            if value not in choices:
+                raise ModelError(f"There is no {what} '{value}'; choose one of {', '.join(choices)}.")
+        if self.context < 2:
+            raise TextError(f"A context of {self.context} has no room for text behind BOS; give at least 2.")
+        for what, value in (("number of tokens", self.tokens), ("batch size", self.batch_size), ("memory", self.memory)):
+            if value is not None and value < 1:
+                raise SplinterpError(f"The {what} must be at least 1, not {value}.")
+        if self.seed < 0:
+            raise SplinterpError(f"The seed must not be negative, but it is {self.seed}.")
+
+    @property
+    def dataset_name(self) -> str:
+        """The text to harvest, with the default filled in."""
+        return self.dataset or ("stdlib" if self.model == EMBEDDED else HUB_DATASET)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites in the store, by layer: TransformerLens's hook names."""
+        return tuple(f"blocks.{layer}.hook_{self.hook}" for layer in self.layers)

@@ -1,0 +1,151 @@
+"""One forward pass for all sites, stopped after the last: token ids in, rows of activations out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import ModelError
+from .config import HOOKS
+
+TOKENS_A_BATCH = {"cpu": 4096, "cuda": 32768}
+ATTENTION_BYTES = 2**30
+SMALL_MODEL = 512
+
+
+class _AllSitesRead(Exception):
+    """Ends a forward pass once every site has been read."""
+
+
+class SiteReader:
+    """Reads chosen sites of a TransformerLens bridge.
+
+    batch_size: packed rows a forward pass; what is left of the first choice after running out of memory.
+    """
+
+    def __init__(self, bridge: Any, sites: Sequence[str], *, name: str, dtype: torch.dtype, batch_size: int) -> None:
+        """Puts one hook on each of `sites`, for the rest of the bridge's life.
+
+        Args:
+            bridge: a TransformerBridge in eval mode.
+            sites: hook names such as "blocks.2.hook_resid_post".
+            name: what the user called the model, for sentences.
+            dtype: of the rows returned.
+            batch_size: packed rows a forward pass, at first; halved whenever memory runs out.
+
+        Raises:
+            ModelError: the model has no such hook.
+        """
+        self.batch_size = batch_size
+        self._bridge, self._sites, self._name, self._dtype = bridge, tuple(sites), name, dtype
+        self._device = next(bridge.original_model.parameters()).device
+        self._rows: dict[str, torch.Tensor] = {}
+        self._wanted = torch.empty(0, dtype=torch.long)
+        known = bridge.hook_dict  # TransformerLens 3.9 takes a hook on an unknown name without a word
+        for site in self._sites:
+            if site not in known:
+                block = site.rpartition(".hook_")[0]
+                has = [hook for hook in HOOKS if f"{block}.hook_{hook}" in known]
+                raise ModelError(f"{name} has no hook {site}; of its kind it has {', '.join(has)}.")
+        for site in self._sites:
+            bridge.add_hook(site, self._hook(site))
+        # The bridge keeps every layer's attention pattern, B*H*T*T numbers that nobody reads.
+        for block in bridge.blocks:
+            attention = getattr(block, "attn", None)
+            if attention is not None:
+                attention.register_forward_hook(_drop_pattern)
+
+    def read(self, ids: np.ndarray, keep: np.ndarray) -> dict[str, torch.Tensor]:
+        """The activations of the kept tokens at every site.
+
+        Args:
+            ids: [B, T] int64 token ids, BOS already among them.
+            keep: [B, T] bool.
+
+        Returns:
+            For every site [keep.sum(), d], of the dtype asked for, on the CPU, in row-major order of `keep`.
+
+        Raises:
+            ModelError: a site was not reached, or not even one packed row fits into memory.
+        """
+        parts: dict[str, list[torch.Tensor]] = {site: [] for site in self._sites}
+        start = 0
+        while start < len(ids):
+            stop = start + self.batch_size
+            try:
+                for site, rows in self._forward(ids[start:stop], keep[start:stop]).items():
+                    parts[site].append(rows)
+                start = stop
+                continue
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                rows_tried = min(self.batch_size, len(ids) - start)
+            # Outside the except clause, whose traceback would hold on to the tensors that must go.
+            self._rows.clear()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            if rows_tried == 1:
+                raise ModelError(
+                    f"Not even one row of {ids.shape[1]} tokens of {self._name} fits into memory; lower --context."
+                )
+            self.batch_size = rows_tried // 2
+        return {site: rows[0] if len(rows) == 1 else torch.cat(rows) for site, rows in parts.items()}
+
+    @torch.inference_mode()
+    def _forward(self, ids: np.ndarray, keep: np.ndarray) -> dict[str, torch.Tensor]:
+        self._rows = {}
+        self._wanted = torch.from_numpy(np.flatnonzero(keep)).to(self._device)
+        try:
+            # Integers, not text: the bridge's own tokenizer would put a second BOS in front.
+            self._bridge.forward(torch.from_numpy(ids).to(self._device), return_type=None, use_cache=False)
+        except _AllSitesRead:
+            pass
+        else:
+            missed = [site for site in self._sites if site not in self._rows]
+            raise ModelError(f"{self._name} runs without passing {', '.join(missed)}, so nothing can be harvested there.")
+        return {site: self._rows[site].cpu() for site in self._sites}
+
+    def _hook(self, site: str) -> Any:
+        def read(tensor: torch.Tensor, hook: Any) -> None:
+            # Copied at once: a later block may write into its input in place.
+            self._rows[site] = tensor.flatten(0, -2).index_select(0, self._wanted).to(self._dtype)
+            if len(self._rows) == len(self._sites):
+                raise _AllSitesRead
+
+        return read
+
+
+def auto_batch_size(context: int, n_heads: int, device: torch.device, dtype: torch.dtype) -> int:
+    """Packed rows a forward pass: some thousand tokens, with the attention's [B, H, T, T] scores within 1 GiB."""
+    by_tokens = TOKENS_A_BATCH["cpu" if device.type == "cpu" else "cuda"] // context
+    by_attention = ATTENTION_BYTES // (n_heads * context * context * dtype.itemsize)
+    return max(1, min(by_tokens, by_attention))
+
+
+def _drop_pattern(module: Any, args: Any, output: Any) -> None:
+    module._pattern = None
+
+
+@contextmanager
+def suitable_threads(d_model: int, device: torch.device) -> Iterator[None]:
+    """One thread for a small model on a CPU: its products end before more threads have met, and on a busy machine they
+    wait for each other (the embedded model ran four times slower with two)."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu" and d_model < SMALL_MODEL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's or the CPU's allocator gave up (the CPU's has no exception class of its own)."""
+    return (
+        isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    )

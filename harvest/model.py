@@ -1,0 +1,224 @@
+"""Language models: a name to a checkpoint, a checkpoint to a TransformerLens bridge over only the blocks that are needed."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import models
+from ..errors import ModelError
+from .config import EMBEDDED
+from .hub import hub_commit, hub_sentences
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a model's files are.
+
+    name: as the user, or the hub, calls it. path: a directory or a hub repository. options: what every
+    `from_pretrained` is given, so that config, weights and tokenizer are of one revision.
+    """
+
+    name: str
+    path: str
+    revision: str | None
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the configuration says: blocks, width, longest context (None: no limit), vocabulary, dtype of the weights."""
+
+    architecture: str
+    n_layers: int
+    d_model: int
+    n_heads: int
+    max_context: int | None
+    vocabulary: int
+    dtype: torch.dtype
+
+
+def find_checkpoint(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
+    """Resolve "tiny", an existing directory, or a TransformerLens or hub name (gemma-2-2b is google/gemma-2-2b).
+
+    Raises:
+        ModelError: there is no such model, or it may not be read.
+    """
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    path = Path(str(files(models) / "tiny")) if name == EMBEDDED else Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"{path} holds no model: a Hugging Face directory has a config.json, *.safetensors and a tokenizer."
+            )
+        if revision is not None:
+            raise ModelError(f"{path} is a directory, so it has no revision '{revision}'; leave --revision out.")
+        called = EMBEDDED if name == EMBEDDED else str(path.resolve())
+        return Checkpoint(called, str(path), None, {**options, "local_files_only": True})
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"There is no model directory {path}; check the path.")
+    repository = _official_name(name)
+    commit = hub_commit(repository, "model", revision, ModelError)
+    pinned = commit or revision
+    return Checkpoint(
+        repository, repository, pinned, {**options, "revision": pinned or "main", "local_files_only": commit is None}
+    )
+
+
+def load_config(checkpoint: Checkpoint) -> Any:
+    """The transformers configuration.
+
+    Raises:
+        ModelError: it cannot be had, or is not that of a decoder of text.
+    """
+    from transformers import AutoConfig
+
+    try:
+        with hub_sentences(checkpoint.path, "model", checkpoint.revision, ModelError):
+            config = AutoConfig.from_pretrained(checkpoint.path, **checkpoint.options)
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{checkpoint.name} needs Python code of its own; read it, and if you trust it give --trust-remote-code."
+            ) from error
+        raise ModelError(f"{checkpoint.path} has no config.json that transformers understands: {_first_line(error)}") from error
+    # Also because TransformerLens pip-installs torchvision when it meets a model that sees.
+    if getattr(config, "is_encoder_decoder", False) or config.get_text_config() is not config:
+        raise ModelError(
+            f"{checkpoint.name} ({config.model_type}) is not a plain decoder of text, and only those can be harvested; "
+            "choose a text-only model."
+        )
+    return config
+
+
+def model_facts(config: Any) -> ModelFacts:
+    """The figures that a harvest depends on, from a transformers configuration."""
+    return ModelFacts(
+        architecture=(config.architectures or [config.model_type])[0],
+        n_layers=int(config.num_hidden_layers),
+        d_model=int(config.hidden_size),
+        n_heads=int(getattr(config, "num_attention_heads", 0) or 1),
+        max_context=getattr(config, "max_position_embeddings", None),
+        vocabulary=int(config.vocab_size),
+        dtype=config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32,
+    )
+
+
+def check_request(name: str, facts: ModelFacts, layers: tuple[int, ...], context: int) -> None:
+    """Raises ModelError for a layer that the model lacks, or a context that it cannot see."""
+    for layer in layers:
+        if layer >= facts.n_layers:
+            raise ModelError(f"{name} has layers 0..{facts.n_layers - 1}; asked for {layer}.")
+    if facts.max_context is not None and context > facts.max_context:
+        raise ModelError(
+            f"{name} sees at most {facts.max_context} tokens at once; a context of {context} is too long: lower --context."
+        )
+
+
+def choose_dtype(dtype: str, facts: ModelFacts, device: torch.device) -> torch.dtype:
+    """The dtype to run in; "auto" is float32 on a CPU, elsewhere the checkpoint's own half type, or bfloat16."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if device.type == "cpu":
+        return torch.float32
+    return facts.dtype if facts.dtype in _HALF else torch.bfloat16
+
+
+def load_bridge(
+    checkpoint: Checkpoint, config: Any, tokenizer: Any, blocks: int, device: torch.device, dtype: torch.dtype
+) -> Any:
+    """The model's first `blocks` blocks as a TransformerLens TransformerBridge, in eval mode, its weights as they are.
+
+    The bridge neither folds nor centres anything: its residual stream is Hugging Face's own.
+
+    Raises:
+        ModelError: no safetensors weights, weights that do not fit the configuration, or an unknown architecture.
+    """
+    with _quiet():
+        from transformer_lens.model_bridge import TransformerBridge
+        from transformers import AutoModelForCausalLM
+
+        config = copy.deepcopy(config)
+        config.num_hidden_layers = blocks
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:blocks]
+        try:
+            with hub_sentences(checkpoint.path, "model", checkpoint.revision, ModelError):
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    checkpoint.path,
+                    config=config,
+                    dtype=dtype,
+                    attn_implementation="eager",
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    **checkpoint.options,
+                )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"The weights of {checkpoint.name} cannot be loaded (only safetensors are, never pickles): {_first_line(error)}"
+            ) from error
+        model, report = loaded
+        # transformers fills what it misses with random numbers and goes on.
+        if report["missing_keys"]:
+            raise ModelError(
+                f"The weights of {checkpoint.name} lack {', '.join(sorted(report['missing_keys'])[:3])}: "
+                "the files are incomplete or belong to another architecture."
+            )
+        try:
+            bridge = TransformerBridge.boot_transformers(
+                checkpoint.path,
+                hf_model=model.to(device).eval(),
+                tokenizer=_settled(tokenizer),
+                device=str(device),
+                dtype=dtype,
+            )
+        except ValueError as error:
+            raise ModelError(f"TransformerLens cannot run {checkpoint.name}: {_first_line(error)}") from error
+    return bridge
+
+
+def _settled(tokenizer: Any) -> Any:
+    """A copy that says it adds BOS already, or TransformerLens loads it a second time, from the hub's main branch.
+
+    Rows go into the bridge as integers, so its tokenizer is never asked.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.init_kwargs["add_bos_token"] = True
+    return tokenizer
+
+
+def _official_name(name: str) -> str:
+    """TransformerLens's aliases resolved; any other name as it is."""
+    from transformer_lens.supported_models import MODEL_ALIASES
+
+    return next((official for official, aliases in MODEL_ALIASES.items() if name in aliases), name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' loading bars and its report on the blocks that are left out on purpose."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__

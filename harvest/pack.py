@@ -1,0 +1,112 @@
+"""Pack documents into rows of tokens, as SAELens does: BOS at the head of a row, a separator between documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Row(NamedTuple):
+    """One packed row of t tokens (t is the context, but for the last row of all).
+
+    ids: [t] int64. document: [t] uint32, the document's index; BOS and separators count to the document behind them.
+    text: [t] bool, False for the BOS and separators that packing put there.
+    """
+
+    ids: np.ndarray
+    document: np.ndarray
+    text: np.ndarray
+
+
+class TokenBatch(NamedTuple):
+    """B packed rows of T tokens, for one forward pass.
+
+    ids: [B, T] int64. sequence: [B] uint32, the rows' indices in the stream. document: [B, T] uint32.
+    keep: [B, T] bool, whether the token's activations go into the store.
+    """
+
+    ids: np.ndarray
+    sequence: np.ndarray
+    document: np.ndarray
+    keep: np.ndarray
+
+    @property
+    def kept(self) -> int:
+        return int(np.count_nonzero(self.keep))
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The store's columns of the kept tokens, row by row: each [kept] uint32."""
+        rows, positions = np.nonzero(self.keep)
+        return {
+            "token_id": self.ids[rows, positions].astype(np.uint32),
+            "position": positions.astype(np.uint32),
+            "document": self.document[rows, positions],
+            "sequence": self.sequence[rows],
+        }
+
+
+def pack(documents: Iterable[tuple[int, np.ndarray]], context: int, bos: int | None, separator: int | None) -> Iterator[Row]:
+    """Lay documents end to end into rows of `context` tokens.
+
+    A document that does not fit goes on in the next row, behind a new BOS; one that starts inside a row stands behind the
+    separator; a BOS of the document's own is not doubled there. What is left at the end is a shorter row: nothing is padded,
+    wrapped or dropped.
+
+    Args:
+        documents: (index, ids [n] of any integer dtype); a document may come in several pieces of the same index, in a row.
+        context: at least 2.
+        bos, separator: token ids, or None for none.
+    """
+    ids, document, text = np.empty(context, np.int64), np.empty(context, np.uint32), np.empty(context, bool)
+    n = 0
+
+    def put(values: np.ndarray | int, count: int, index: int, is_text: bool) -> None:
+        nonlocal n
+        ids[n : n + count], document[n : n + count], text[n : n + count] = values, index, is_text
+        n += count
+
+    def take_row() -> Row:
+        nonlocal n
+        row = Row(ids[:n].copy(), document[:n].copy(), text[:n].copy())
+        n = 0
+        return row
+
+    last = None
+    for index, piece in documents:
+        starts = index != last
+        if starts and n and len(piece) and piece[0] == bos == separator:
+            piece = piece[1:]
+        if not len(piece):
+            continue
+        last, done = index, 0
+        if starts and n and separator is not None:
+            put(separator, 1, index, False)
+        while done < len(piece):
+            if n == 0 and bos is not None:
+                done += int(piece[done] == bos)
+                if done == len(piece):
+                    break
+                put(bos, 1, index, False)
+            count = min(context - n, len(piece) - done)
+            put(piece[done : done + count], count, index, True)
+            done += count
+            if n == context:
+                yield take_row()
+    if n:
+        yield take_row()
+
+
+def batches(rows: Iterable[Row], batch_size: int, keep_special: bool) -> Iterator[TokenBatch]:
+    """Stack consecutive rows of one length, at most `batch_size` of them, into batches."""
+    for _, same_length in groupby(enumerate(rows), key=lambda numbered: len(numbered[1].ids)):
+        while group := list(islice(same_length, batch_size)):
+            text = np.stack([row.text for _, row in group])
+            yield TokenBatch(
+                ids=np.stack([row.ids for _, row in group]),
+                sequence=np.array([number for number, _ in group], np.uint32),
+                document=np.stack([row.document for _, row in group]),
+                keep=np.ones_like(text) if keep_special else text,
+            )

@@ -1,0 +1,85 @@
+"""What a harvest will do, worked out and checked before anything heavy is loaded or written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..devices import choose_device
+from ..errors import StoreError
+from ..store.plan import make_plan
+from .config import HarvestConfig
+from .forward import auto_batch_size
+from .model import Checkpoint, ModelFacts, check_request, choose_dtype, find_checkpoint, load_config, model_facts
+from .text import TextSource, open_text
+
+COLUMNS = ("token_id", "position", "document", "sequence")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A harvest about to be done.
+
+    sites: width of each site, by name. rows: rows a site. bytes: what the store will take on disk.
+    chunk_rows: rows a chunk. batch_size: packed rows a forward pass. blocks: blocks of the model that are loaded.
+    model_config: the transformers configuration.
+    """
+
+    config: HarvestConfig
+    checkpoint: Checkpoint
+    facts: ModelFacts
+    text: TextSource
+    sites: dict[str, int]
+    rows: int
+    bytes: int
+    chunk_rows: int
+    batch_size: int
+    blocks: int
+    device: torch.device
+    model_dtype: torch.dtype
+    model_config: Any
+
+
+def plan(config: HarvestConfig) -> Plan:
+    """Look up the model's configuration and the text, check both against `config`, and work out the figures.
+
+    Loads no weights, reads no documents and writes nothing. Names on the hub cost a few short requests.
+
+    Raises:
+        ModelError: no such model, or it lacks a layer, or sees less than the context.
+        TextError: no such text.
+        StoreError: `config.out` exists, and neither resume nor force was asked for.
+    """
+    out = config.out
+    # create() has the last word; this one comes before minutes of loading.
+    if not (config.resume or config.force) and (out.is_file() or (out / "zarr.json").exists()):
+        raise StoreError(f"{out} exists already; give another name or --force.")
+    checkpoint = find_checkpoint(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    model_config = load_config(checkpoint)
+    facts = model_facts(model_config)
+    check_request(checkpoint.name, facts, config.layers, config.context)
+    text = open_text(config.dataset_name, split=config.split, text_column=config.text_column)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.model_dtype, facts, device)
+    sites = dict.fromkeys(config.sites, facts.d_model)
+    layout = make_plan(
+        out, sites=sites, dtype=config.dtype, columns=COLUMNS, rows=config.tokens, attributes=None,
+        seed=config.seed, memory=config.memory, chunk_rows=None,
+    )  # fmt: skip
+    return Plan(
+        config=config,
+        checkpoint=checkpoint,
+        facts=facts,
+        text=text,
+        sites=sites,
+        rows=config.tokens,
+        bytes=-(-config.tokens // layout.chunk_rows) * sum(array.chunk_bytes(layout.chunk_rows) for array in layout.arrays),
+        chunk_rows=layout.chunk_rows,
+        batch_size=config.batch_size or auto_batch_size(config.context, facts.n_heads, device, dtype),
+        blocks=config.layers[-1] + 1,
+        device=device,
+        model_dtype=dtype,
+        model_config=model_config,
+    )

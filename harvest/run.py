@@ -1,0 +1,174 @@
+"""The harvest itself: text and tokens in a thread, the forward pass here, the store's writer in threads of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from itertools import chain
+from typing import Any
+
+import torch
+
+from .. import __version__, store
+from ..errors import Interrupted, StoreError, TextError
+from .config import HarvestConfig
+from .forward import SiteReader, suitable_threads
+from .model import load_bridge
+from .pack import TokenBatch, batches, pack
+from .plan import COLUMNS, Plan, plan
+from .prefetch import prefetched
+from .tokens import encode_documents, encoder, load_tokenizer, special_tokens
+
+BATCHES_AHEAD = 4
+
+Progress = Callable[[int, dict[str, object]], None]
+
+
+def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned: Plan | None = None) -> store.Store:
+    """Harvest `config.tokens` rows a site into a store at `config.out`, and open it.
+
+    The rows are the model's own: neither folded nor centred. A text that is too short gives all it has, once; the store's
+    attribute `short` then is true.
+
+    Args:
+        progress: called after every batch with the rows stored so far and figures: tokens_per_s, bytes_written, dropped,
+            and the shares of the time spent in the forward pass, waiting for text and waiting for the disk.
+        planned: `plan(config)`, if it was made already.
+
+    Raises:
+        ModelError, TextError, StoreError: as `plan`; or the text is empty, or the disk is full.
+        Interrupted: on Ctrl-C; the store can be resumed.
+    """
+    todo = planned or plan(config)
+    tokenizer = load_tokenizer(todo.checkpoint.name, todo.checkpoint.path, **todo.checkpoint.options)
+    bos, separator = special_tokens(todo.checkpoint.name, tokenizer, config.separator)
+    writer: store.Writer | None = None
+    try:
+        tokens = token_batches(todo, tokenizer, bos, separator)
+        with prefetched(tokens, BATCHES_AHEAD) as stream, suitable_threads(todo.facts.d_model, todo.device):
+            # The first batch goes through the model before the store is begun: most mistakes show there.
+            first = next(stream, None)
+            if first is None:
+                raise TextError(f"{todo.text.name} holds no text to harvest: all its documents are empty.")
+            bridge = load_bridge(todo.checkpoint, todo.model_config, tokenizer, todo.blocks, todo.device, todo.model_dtype)
+            reader = SiteReader(
+                bridge,
+                list(todo.sites),
+                name=todo.checkpoint.name,
+                dtype=getattr(torch, config.dtype),
+                batch_size=todo.batch_size,
+            )
+            rows = reader.read(first.ids, first.keep)
+            writer = _create(todo, bos, separator)
+            with writer:
+                tokenizer.save_pretrained(config.out / "tokenizer")
+                _fill(writer, reader, chain([(first, rows)], ((batch, None) for batch in stream)), progress)
+                return writer.finish({"short": not writer.full, "versions": _versions()})
+    except KeyboardInterrupt:
+        raise _interrupted(todo, writer) from None
+
+
+def token_batches(todo: Plan, tokenizer: Any, bos: int, separator: int | None) -> Iterator[TokenBatch]:
+    """The packed token batches of the planned text, from its beginning; the same ones every time."""
+    texts = (text for _, text in todo.text.read())
+    documents = encode_documents(encoder(tokenizer), texts, todo.facts.vocabulary, todo.checkpoint.name)
+    return batches(pack(documents, todo.config.context, bos, separator), todo.batch_size, todo.config.keep_bos)
+
+
+def _fill(
+    writer: store.Writer,
+    reader: SiteReader,
+    stream: Iterator[tuple[TokenBatch, dict[str, torch.Tensor] | None]],
+    progress: Progress | None,
+) -> None:
+    """Forward what is not stored yet, until the writer is full or the text at its end."""
+    # Whole batches are skipped without a forward pass. One that is stored in part runs as it ran the first time, because
+    # another batch shape could round otherwise.
+    skip = writer.resume_offered
+    begun, seconds = time.perf_counter(), {"forward": 0.0, "text": 0.0, "disk": 0.0}
+    rows_before = writer.rows
+
+    def timed(what: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        try:
+            return call()
+        finally:
+            seconds[what] += time.perf_counter() - start
+
+    while not writer.full:
+        entry = timed("text", lambda: next(stream, None))
+        if entry is None:
+            return
+        batch, rows = entry
+        if skip >= batch.kept:
+            skip -= batch.kept
+            continue
+        forwarded_before = rows is not None
+        rows = rows or timed("forward", lambda b=batch: reader.read(b.ids, b.keep))
+        acts = {site: x[skip:] for site, x in rows.items()}
+        columns = {name: values[skip:] for name, values in batch.columns().items()}
+        skip = 0
+        timed("disk", lambda a=acts, c=columns: writer.add(a, c))
+        if forwarded_before:  # its forward pass is in no time that is told here
+            rows_before = writer.rows
+        if progress is not None:
+            elapsed = time.perf_counter() - begun
+            figures: dict[str, object] = {
+                "tokens_per_s": (writer.rows - rows_before) / elapsed,
+                "bytes_written": writer.bytes_written,
+                "dropped": writer.dropped,
+                **{f"{what}_share": spent / elapsed for what, spent in seconds.items()},
+            }
+            progress(writer.rows, figures)
+
+
+def _create(todo: Plan, bos: int, separator: int | None) -> store.Writer:
+    config = todo.config
+    return store.create(
+        config.out,
+        sites=todo.sites,
+        dtype=config.dtype,
+        columns=COLUMNS,
+        rows=todo.rows,
+        seed=config.seed,
+        memory=config.memory,
+        resume=config.resume,
+        force=config.force,
+        attributes={
+            "model": todo.checkpoint.name,
+            "revision": todo.checkpoint.revision,
+            "architecture": todo.facts.architecture,
+            "hook": config.hook,
+            "layers": list(config.layers),
+            "model_dtype": str(todo.model_dtype).removeprefix("torch."),
+            "context": config.context,
+            "dataset": todo.text.name,
+            "split": config.split,
+            "text_column": config.text_column,
+            "dataset_fingerprint": todo.text.fingerprint,
+            "prepend_bos": True,
+            "bos_token_id": bos,
+            "separator": config.separator,
+            "separator_token_id": separator,
+            "keep_bos": config.keep_bos,
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    names = {"torch": "torch", "transformers": "transformers", "transformer_lens": "transformer-lens"}
+    return {"splinterp": __version__, **{name: version(package) for name, package in names.items()}}
+
+
+def _interrupted(todo: Plan, writer: store.Writer | None) -> Interrupted:
+    out = todo.config.out
+    if writer is None:
+        return Interrupted("Interrupted before the first row; nothing was written. Run the same command again.")
+    try:
+        kept = store.open(out, unfinished=True).rows
+    except StoreError:  # no chunk is committed yet
+        kept = 0
+    return Interrupted(
+        f"Interrupted with {kept} of {todo.rows} rows stored in {out}: run the same command with --resume to go on."
+    )

@@ -1,0 +1,120 @@
+"""From texts to token ids: the model's tokenizer, checked, and run over batches of documents."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ..errors import ModelError
+from .hub import hub_sentences
+
+DOCUMENTS_A_BATCH = 512
+CHARACTERS_A_BATCH = 2**19
+LONGEST_PIECE = 2**20
+
+Encode = Callable[[list[str]], list[np.ndarray]]
+
+
+def load_tokenizer(name: str, path: str, **options: Any) -> Any:
+    """The tokenizer of a model directory or hub repository.
+
+    Args:
+        name: what the user called the model, for sentences.
+        path: directory or repository.
+        options: revision, local_files_only, trust_remote_code, as transformers takes them.
+
+    Raises:
+        ModelError: there is none, or it encodes text to nothing.
+    """
+    from transformers import AutoTokenizer
+
+    missing = (
+        f"The model {name} comes without a usable tokenizer; put its tokenizer.json and tokenizer_config.json into {path}."
+    )
+    try:
+        with hub_sentences(path, "model", options.get("revision"), ModelError):
+            tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise ModelError(missing) from error
+    # transformers makes an empty tokenizer of a directory that holds only a config.json, and says nothing.
+    if not len(encoder(tokenizer)(["A few words of text."])[0]):
+        raise ModelError(missing)
+    return tokenizer
+
+
+def special_tokens(name: str, tokenizer: Any, separator: str) -> tuple[int, int | None]:
+    """(id of BOS, id of the separator or None). A tokenizer without BOS uses EOS in its place, as TransformerLens does.
+
+    Raises:
+        ModelError: the tokenizer has no such token.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    first = bos if bos is not None else eos
+    if first is None:
+        raise ModelError(f"The tokenizer of {name} has neither a BOS nor an EOS token, so its rows would have no start.")
+    if separator == "eos" and eos is None:
+        raise ModelError(f"The tokenizer of {name} has no EOS token; use --separator bos or none.")
+    return first, {"bos": first, "eos": eos, "none": None}[separator]
+
+
+def encoder(tokenizer: Any) -> Encode:
+    """A function from texts to their ids [n] int64 each, without special tokens added, truncation or padding."""
+    if not tokenizer.is_fast:
+        return lambda texts: [np.array(ids, np.int64) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    # A copy, because a saved tokenizer may say to truncate, and the one that is saved with the store should go on to.
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_truncation()
+    backend.no_padding()
+    return lambda texts: [np.array(e.ids, np.int64) for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def encode_documents(encode: Encode, texts: Iterable[str], vocabulary: int, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (index of the document, ids [n] int64), some hundred documents at a time; a very long one in several pieces.
+
+    Raises:
+        ModelError: an id that the model's vocabulary lacks.
+    """
+    for batch in _text_batches(texts):
+        for (index, _), ids in zip(batch, encode([text for _, text in batch]), strict=True):
+            if len(ids) and int(ids.max()) >= vocabulary:
+                raise ModelError(
+                    f"The tokenizer of {name} gives the token {int(ids.max())}, but the model knows only {vocabulary} tokens: "
+                    "they do not belong together; put the model's own tokenizer beside it."
+                )
+            yield index, ids
+
+
+def _text_batches(texts: Iterable[str]) -> Iterator[list[tuple[int, str]]]:
+    """(document index, piece of text), in batches."""
+    batch: list[tuple[int, str]] = []
+    characters = 0
+    for index, text in enumerate(texts):
+        for piece in split_text(text):
+            batch.append((index, piece))
+            characters += len(piece)
+            if len(batch) == DOCUMENTS_A_BATCH or characters >= CHARACTERS_A_BATCH:
+                yield batch
+                batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def split_text(text: str, longest: int = LONGEST_PIECE) -> Iterator[str]:
+    """Cut a text that is longer than `longest` characters, so that a huge file needs no huge encoding.
+
+    A cut falls before a line break that follows a letter or digit, where the usual pre-tokenizers part words anyway;
+    failing that, at `longest` characters.
+    """
+    start = 0
+    while len(text) - start > longest:
+        cut = start + longest
+        for at in range(cut, start + longest // 2, -1):
+            if text[at] == "\n" and text[at - 1].isalnum():
+                cut = at
+                break
+        yield text[start:cut]
+        start = cut
+    yield text[start:]

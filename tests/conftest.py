@@ -1,0 +1,99 @@
+"""Shared fixtures: everything offline; small random models of true architectures, saved as Hugging Face directories."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: a test that asks the network is a mistake
+
+from pathlib import Path
+
+import pytest
+import torch
+
+BOS, EOS = "<|bos|>", "<|eos|>"
+VOCABULARY = 384
+LAYERS = 4
+MAX_CONTEXT = 64
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Documents of very different lengths, one of them empty."""
+    words = "alpha beta gamma delta def return import class None self lambda yield".split()  # noqa: SIM905
+    documents = [" ".join(words[(i * j) % len(words)] for j in range(i % 17 * 5)) + f"\nd{i} é{i}\n" for i in range(60)]
+    return [*documents, "", "short", "one long line " * 200]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(texts):
+    """A byte-level BPE tokenizer of 384 tokens with BOS and EOS of their own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=[BOS, EOS], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=BOS, eos_token=EOS)
+
+
+def save_random(model: torch.nn.Module, tokenizer, path: Path, seed: int) -> Path:
+    """Save `model` with weights that leave nothing at zero or one, so that folding or centring would show."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def gpt2_dir(tmp_path_factory, tokenizer) -> Path:
+    """GPT-2's architecture: 4 layers, d=32, 64 positions."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=MAX_CONTEXT, n_embd=32, n_layer=LAYERS, n_head=4,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    return save_random(GPT2LMHeadModel(config), tokenizer, tmp_path_factory.mktemp("models") / "gpt2", seed=1)
+
+
+@pytest.fixture(scope="session")
+def gemma2_dir(tmp_path_factory, tokenizer) -> Path:
+    """Gemma 2's architecture: 4 layers, two query heads to a key head, soft-capping, a sliding window of 8."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=16, max_position_embeddings=MAX_CONTEXT, sliding_window=8,
+        attn_logit_softcapping=5.0, final_logit_softcapping=30.0,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    return save_random(Gemma2ForCausalLM(config), tokenizer, tmp_path_factory.mktemp("models") / "gemma2", seed=2)
+
+
+@pytest.fixture(scope="session", params=["gpt2", "gemma2"])
+def model_dir(request) -> Path:
+    return request.getfixturevalue(f"{request.param}_dir")
+
+
+@pytest.fixture(scope="session")
+def jsonl(tmp_path_factory, texts) -> Path:
+    """The documents as a .jsonl file."""
+    import json
+
+    path = tmp_path_factory.mktemp("text") / "documents.jsonl"
+    path.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts)))
+    return path
