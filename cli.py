@@ -227,7 +227,9 @@ def train(
             "without them it is Algorithm 3.1 as published.",
         ),
     ] = True,
-    solve_every: Annotated[int | None, typer.Option(help="Batches between two solves. [default: half the memory]")] = None,
+    solve_every: Annotated[
+        int | None, typer.Option(help="Batches between two solves. [default: one in a memory's length]")
+    ] = None,
     memory_rows: Annotated[
         int | None, typer.Option(parser=quantity, help="Rows the statistics remember. [default: 6 per latent]")
     ] = None,
@@ -243,7 +245,8 @@ def train(
 ) -> None:
     """Train a sparse autoencoder on a store."""
     from . import store as stores
-    from .train import TrainConfig, auto_batch_size, auto_lr, choose_device
+    from .devices import choose_device
+    from .train import TrainConfig, auto_batch_size, auto_lr
     from .train import train as run
 
     if tokens and epochs:
@@ -295,9 +298,10 @@ def evaluate(
 ) -> None:
     """Figures of an SAE on a store's held-out rows."""
     from . import store as stores
+    from .devices import choose_device
     from .evaluate import evaluate_rows
     from .sae import load_sae
-    from .train import choose_device, raw_rows
+    from .train import raw_rows
 
     if split not in ("held_out", "train", "all"):
         raise typer.BadParameter("--split is held_out, train or all")
@@ -321,7 +325,8 @@ def evaluate(
         if not text:
             raise SplinterpError(f"{store} does not say what text it was harvested from; name one with --dataset.")
         as_harvested = {key: told[key] for key in ("context", "split", "text_column", "separator", "keep_bos") if key in told}
-        bridge, batches = evaluation_batches(model, text, tokens, **as_harvested, device=device)
+        revision = told.get("revision") if model == told.get("model") else None
+        bridge, batches = evaluation_batches(model, text, tokens, **as_harvested, revision=revision, device=device)
         figures |= cross_entropies(bridge, chosen.name, loaded, chosen.mean, batches)._asdict()
     if as_json:
         print(json.dumps(figures))

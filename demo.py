@@ -12,11 +12,12 @@ from rich.table import Table
 
 from . import harvest as stage
 from . import store as stores
+from .devices import choose_device
 from .progress import Bar
 from .quantities import format_count
 from .report import print_contexts, top_contexts
 from .report.tables import harvest_figures, print_plan, print_results
-from .train import TrainConfig, auto_batch_size, auto_lr, choose_device, remove_run, train
+from .train import TrainConfig, auto_batch_size, auto_lr, remove_run, train
 
 TOKENS, LAYER, LATENTS, K = 500_000, 2, 1536, 32
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,13 @@ class Strongest:
 
     Attributes:
         values, rows: [d_sae, m], largest first; where a latent fired less than m times the rest have value 0 and row -1.
-        fired: on how many rows each latent fired, [d_sae]. n_rows: rows seen.
+        fired: on how many rows each latent fired, [d_sae]. total: the sum of its values on them, [d_sae]. n_rows: rows seen.
     """
 
     values: np.ndarray
     rows: np.ndarray
     fired: np.ndarray
+    total: np.ndarray
     n_rows: int
 
 
@@ -55,18 +57,19 @@ def strongest_rows(sae: SAE, store: Store, site: str, m: int = 16, progress: Cal
     """One pass over the site's rows, in the store's order; memory is d_sae·m whatever the number of rows."""
     d = sae.config.d_sae
     values, rows = np.zeros((d, m), np.float32), np.full((d, m), -1, np.int64)
-    fired = np.zeros(d, np.int64)
+    fired, total = np.zeros(d, np.int64), np.zeros(d)
     start = 0
     for x in store.batches(site, BATCH, split="all", shuffle=False):
         codes = sae.encode(x.to(sae.W_enc.device, torch.float32, copy=True))
         latent, value, row = _entries(codes, start)
         fired += np.bincount(latent, minlength=d)
+        total += np.bincount(latent, weights=value, minlength=d)
         worth = value > values[latent, -1]  # weaker ones than a latent's m-th cannot enter
         _insert(values, rows, latent[worth], value[worth], row[worth])
         start += len(x)
         if progress:
             progress(start)
-    return Strongest(values, rows, fired, start)
+    return Strongest(values, rows, fired, total, start)
 
 
 def _entries(codes: SparseCodes | torch.Tensor, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -94,23 +97,25 @@ def _insert(values: np.ndarray, rows: np.ndarray, latent: np.ndarray, value: np.
     values[latent[kept], rank[kept]], rows[latent[kept], rank[kept]] = value[kept], row[kept]
 
 
-def interesting_latents(strongest: Strongest, tokens: np.ndarray, n: int) -> list[int]:
-    """n latents worth a look: neither rare nor everywhere, whose strongest rows are not all one token.
+def interesting_latents(strongest: Strongest, tokens: np.ndarray, documents: np.ndarray, n: int) -> list[int]:
+    """n latents worth a look: neither rare nor everywhere, strong where they are strongest, and in many documents.
 
-    Ranked by how far the strongest rows stand out among all rows that the latent could have fired on, the rarest tokens' latents left out.
+    They are ranked by (m-th value / mean value) · (share of different documents); then latents whose strongest rows are mostly one token and
+    latents of several tokens take turns, because the first are the easiest to recognise and the second the more telling.
 
     Args:
-        tokens: the token ids of `strongest.rows`, [d_sae, m].
+        tokens, documents: token ids and document numbers of `strongest.rows`, [d_sae, m].
     """
     m = strongest.rows.shape[1]
     density = strongest.fired / max(1, strongest.n_rows)
-    full = (strongest.rows >= 0).all(1) & (strongest.fired >= 4 * m) & (density <= max(0.02, 2 * float(density.mean())))
-    different = np.array([len(np.unique(t)) for t in tokens])
-    # As strong at the m-th context as at the first: the latent means one thing. Several tokens: it is more than a token's own direction.
-    steady = strongest.values[:, -1] / np.maximum(strongest.values[:, 0], 1e-12)
-    score = np.where(full, steady * np.minimum(different, 4), -1.0)
-    best = np.argsort(-score, kind="stable")[:n]
-    return [int(i) for i in best if score[i] > 0]
+    eligible = (strongest.rows >= 0).all(1) & (strongest.fired >= 4 * m) & (density <= max(0.02, 2 * float(density.mean())))
+    stands_out = strongest.values[:, -1] / np.maximum(strongest.total / np.maximum(strongest.fired, 1), 1e-12)
+    spread = np.array([len(np.unique(row)) for row in documents]) / m
+    ranked = [int(i) for i in np.argsort(-stands_out * spread, kind="stable") if eligible[i]]
+    one_token = np.array([np.unique(row, return_counts=True)[1].max() for row in tokens]) > m / 2
+    groups = [[i for i in ranked if one_token[i] == alike] for alike in (False, True)]
+    turns = [i for pair in zip_longest(*groups) for i in pair if i is not None]
+    return turns[:n]
 
 
 def top_contexts(
@@ -122,7 +127,8 @@ def top_contexts(
     width: int = 12,
     progress: Callable[[int], None] | None = None,
 ) -> list[LatentContexts]:
-    """The strongest contexts of the most interesting latents, `width` tokens on either side, the activating token apart.
+    """The strongest contexts of the most interesting latents, each from another document where there are enough, `width` tokens on
+    either side, the activating token apart.
 
     Raises:
         StoreError: the store holds no tokens (it was imported, not harvested).
@@ -130,17 +136,26 @@ def top_contexts(
     tokenizer = load_tokenizer(store)
     strongest = strongest_rows(sae, store, site, progress=progress)
     flat = strongest.rows.clip(0).ravel()
-    tokens = _at(store, "token_id", flat).reshape(strongest.rows.shape)
-    latents = interesting_latents(strongest, tokens, n_latents)
-    wanted = strongest.rows[latents, :per_latent]
-    texts = _texts(store, tokenizer, wanted.ravel(), width)
+    tokens, documents = (_at(store, name, flat).reshape(strongest.rows.shape) for name in ("token_id", "document"))
+    latents = interesting_latents(strongest, tokens, documents, n_latents)
+    places = [_first_of_each(documents[latent], per_latent) for latent in latents]
+    texts = iter(
+        _texts(
+            store, tokenizer, np.array([strongest.rows[i, p] for i, ps in zip(latents, places, strict=True) for p in ps]), width
+        )
+    )
     found = []
-    for i, latent in enumerate(latents):
-        contexts = [
-            Context(*texts[i * per_latent + j], value=float(strongest.values[latent, j])) for j in range(per_latent)
-        ]  # fmt: skip
+    for latent, chosen in zip(latents, places, strict=True):
+        contexts = [Context(*next(texts), value=float(strongest.values[latent, p])) for p in chosen]
         found.append(LatentContexts(latent, float(strongest.fired[latent]) / strongest.n_rows, contexts))
     return found
+
+
+def _first_of_each(documents: np.ndarray, n: int) -> list[int]:
+    """The first n places with different documents, filled up with the next best ones, in order."""
+    firsts = np.sort(np.unique(documents, return_index=True)[1]).tolist()
+    rest = [p for p in range(len(documents)) if p not in firsts]
+    return sorted((firsts + rest)[:n])
 
 
 def load_tokenizer(store: Store):

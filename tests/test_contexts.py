@@ -40,6 +40,7 @@ def test_strongest_rows_are_the_largest_codes_of_the_whole_store(store, architec
     z = to_dense(sae.encode(store.acts(site, 0, store.rows).float()), D_SAE).numpy()
     assert found.n_rows == store.rows
     assert np.array_equal(found.fired, (z > 0).sum(0))
+    assert np.allclose(found.total, z.clip(0).sum(0), rtol=1e-4)
     expected = -np.sort(-z, axis=0)[:6].T
     assert np.allclose(found.values, expected, rtol=1e-4)
     there = found.rows >= 0
@@ -69,7 +70,18 @@ def test_latents_that_fire_everywhere_or_hardly_ever_are_not_interesting():
     fired = np.array([100, 5000, 3, 100])
     rows[2, 3] = -1
     tokens = np.array([[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], [7, 7, 7, 7]])
-    assert interesting_latents(Strongest(values, rows, fired, n), tokens, 4) == [0, 3]
+    documents = np.broadcast_to(np.arange(m), (4, m))
+    assert interesting_latents(Strongest(values, rows, fired, fired * 0.5, n), tokens, documents, 4) == [0, 3]
+
+
+def test_latents_that_stand_out_in_many_documents_come_first_and_kinds_take_turns():
+    m, latents = 4, 4
+    rows = np.arange(latents * m).reshape(latents, m)
+    values, fired, total = np.full((latents, m), 2.0, np.float32), np.full(latents, 100), np.array([100.0, 50, 100, 50])
+    tokens = np.array([[1, 2, 3, 4], [1, 2, 3, 4], [7, 7, 7, 7], [7, 7, 7, 7]])
+    documents = np.array([[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3], [0, 0, 0, 0]])
+    found = interesting_latents(Strongest(values, rows, fired, total, 10_000), tokens, documents, 4)
+    assert found == [1, 2, 0, 3]
 
 
 def test_an_imported_store_has_no_text(tmp_path):

@@ -1,6 +1,6 @@
 """Training: PAM-SGD with a decoder in closed form, and the Adam baseline."""
 
-from .auto import auto_batch_size, auto_lr, choose_device
+from .auto import auto_batch_size, auto_lr
 from .config import TrainConfig
 from .decoder import Decoder, Penalties, solve_decoder
 from .gram import Statistics
@@ -17,7 +17,6 @@ __all__ = [
     "TrainResult",
     "auto_batch_size",
     "auto_lr",
-    "choose_device",
     "last_solve",
     "raw_rows",
     "remove_run",

@@ -62,10 +62,7 @@ ANCHOR = 0.1
 
 
 def cadence(config: TrainConfig) -> tuple[int, int]:
-    """(rows that the statistics remember, batches between two solves).
-
-    The memory is well above the number of latents, or the solve fits noise; a solve is made about twice in a memory's length, or rarely
-    enough for its cost (about d_sae³/3 + d_sae²·d_in multiplications) not to matter.
-    """
+    """(rows that the statistics remember, batches between two solves): six rows a latent, or the solve fits noise; one solve in a
+    memory's length. Twice as many were no better on real activations, half as many a little worse (bench/RESULTS.md)."""
     memory = config.memory_rows or max(6 * config.d_sae, config.batch_size)
-    return memory, config.solve_every or max(1, memory // (2 * config.batch_size))
+    return memory, config.solve_every or max(1, memory // config.batch_size)
