@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import typer.main
-
 from splinterp.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent

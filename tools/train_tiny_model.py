@@ -18,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from splinterp.harvest.stdlib import is_held_out, stdlib_documents  # pyright: ignore[reportMissingImports]  (found once installed)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-from splinterp.harvest.stdlib import is_held_out, stdlib_documents  # pyright: ignore[reportMissingImports]  (found once installed)
 
 EOT = "<|endoftext|>"
 
