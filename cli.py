@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (SplinterpError, KeyboardInterrupt) as error:
         if debug:
             raise
-        text = str(error) or "Interrupted; nothing was written."
+        text = str(error) or "Interrupted."
         err_console.print(
             text, style="yellow" if isinstance(error, Interrupted | KeyboardInterrupt) else "red", markup=False, soft_wrap=True
         )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from .config import HOOKS
 
 TOKENS_A_BATCH = {"cpu": 4096, "cuda": 32768}
 ATTENTION_BYTES = 2**30
-SMALL_MODEL = 512
 
 
 class _AllSitesRead(Exception):
@@ -129,19 +127,6 @@ def auto_batch_size(context: int, n_heads: int, device: torch.device, dtype: tor
 
 def _drop_pattern(module: Any, args: Any, output: Any) -> None:
     module._pattern = None
-
-
-@contextmanager
-def suitable_threads(d_model: int, device: torch.device) -> Iterator[None]:
-    """One thread for a small model on a CPU: its products end before more threads have met, and on a busy machine they
-    wait for each other (the embedded model ran four times slower with two)."""
-    threads = torch.get_num_threads()
-    if device.type == "cpu" and d_model < SMALL_MODEL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from .. import __version__, store
+from ..devices import suitable_threads
 from ..errors import Interrupted, StoreError, TextError
 from .config import HarvestConfig
-from .forward import SiteReader, suitable_threads
+from .forward import SiteReader
 from .model import load_bridge
 from .pack import TokenBatch, batches, pack
 from .plan import COLUMNS, Plan, plan
@@ -46,7 +47,7 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
     writer: store.Writer | None = None
     try:
         tokens = token_batches(todo, tokenizer, bos, separator)
-        with prefetched(tokens, BATCHES_AHEAD) as stream, suitable_threads(todo.facts.d_model, todo.device):
+        with prefetched(tokens, BATCHES_AHEAD) as stream, suitable_threads(4 * todo.facts.d_model**2, todo.device):
             # The first batch goes through the model before the store is begun: most mistakes show there.
             first = next(stream, None)
             if first is None:

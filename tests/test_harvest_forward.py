@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from splinterp.devices import suitable_threads
 from splinterp.errors import ModelError
-from splinterp.harvest.forward import SiteReader, auto_batch_size, suitable_threads
+from splinterp.harvest.forward import SiteReader, auto_batch_size
 from splinterp.harvest.model import find_checkpoint, load_bridge, load_config
 from splinterp.harvest.tokens import load_tokenizer
 
@@ -194,10 +195,10 @@ def test_automatic_batch_size():
 def test_threads_are_given_back():
     torch.set_num_threads(2)
     try:
-        with suitable_threads(192, CPU):
+        with suitable_threads(192 * 1536, CPU):
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
-        with suitable_threads(768, CPU):
+        with suitable_threads(768 * 6144, CPU):
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from splinterp import store as stores
-from splinterp.errors import SplinterpError
+from splinterp.errors import Interrupted, SplinterpError
 from splinterp.evaluate import evaluate_rows
 from splinterp.sae import l0, load_sae, to_dense
 from splinterp.train import Penalties, TrainConfig, last_solve, raw_rows, remove_run, train
@@ -302,6 +302,15 @@ def test_ctrl_c_keeps_the_sae_so_far(store, tmp_path):
     assert result.summary["interrupted"]
     assert 5000 <= result.summary["rows_trained"] < 40_000
     assert load_sae(tmp_path / "run").config.d_sae == D_SAE
+
+
+def test_ctrl_c_in_the_last_solve_says_that_there_is_no_sae(store, tmp_path):
+    def interrupt(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
+        if stage == "last solve":
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="before there was an SAE"):
+        train(store, None, config(rows=1000), tmp_path / "run", progress=interrupt)
 
 
 @pytest.mark.parametrize(

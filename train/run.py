@@ -16,7 +16,8 @@ from typing import Any, TextIO
 import torch
 
 from .. import __version__
-from ..errors import SplinterpError
+from ..devices import suitable_threads
+from ..errors import Interrupted, SplinterpError
 from ..evaluate.metrics import evaluate_rows
 from ..sae import SAE, l0, save_sae
 from ..store import Store
@@ -72,19 +73,24 @@ def train(
     out.mkdir(parents=True)
     write_json(out / RUN, describe(store, info.name, config, device))
 
-    started = time.monotonic()
-    with (out / METRICS).open("w", encoding="utf-8") as log:
-        done, steps, interrupted = _loop(method, rows, config, log, progress)
-    seconds = {"train": time.monotonic() - started}
-
-    sae, solved, before = method.weights.sae(), None, None
-    if config.last_solve:
-        before = _evaluate(sae, rows)
+    try:
         started = time.monotonic()
-        sae, solved = _last_solve(sae, rows, config, progress)
-        seconds["last_solve"] = time.monotonic() - started
-    figures = _evaluate(sae, rows)
-    sae = _with_metadata(sae.fold_normalisation(rows.mean, rows.scale), store, info.name)
+        with suitable_threads(info.d * config.d_sae, device), (out / METRICS).open("w", encoding="utf-8") as log:
+            done, steps, interrupted = _loop(method, rows, config, log, progress)
+        seconds = {"train": time.monotonic() - started}
+
+        sae, solved, before = method.weights.sae(), None, None
+        if config.last_solve:
+            before = _evaluate(sae, rows)
+            started = time.monotonic()
+            sae, solved = _last_solve(sae, rows, config, progress)
+            seconds["last_solve"] = time.monotonic() - started
+        figures = _evaluate(sae, rows)
+        sae = _with_metadata(sae.fold_normalisation(rows.mean, rows.scale), store, info.name)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Interrupted before there was an SAE to keep; {out} holds only the settings and the figures so far."
+        ) from None
     save_sae(sae, out)
     summary = {
         **figures,
