@@ -167,7 +167,7 @@ def test_encoder_pull_holds_the_encoder_back(store):
         pam = PAM(D_IN, config(encoder_steps=10, mu_enc=mu, nu_enc=nu, decoder_steps=False), CPU)
         W, b = pam.weights.W_enc.detach().clone(), pam.weights.b_enc.detach().clone()
         pam.gradient.step(x, 1e-2)
-        return float((pam.weights.W_enc - W).norm()), float((pam.weights.b_enc - b).norm())
+        return float((pam.weights.W_enc - W).detach().norm()), float((pam.weights.b_enc - b).detach().norm())
 
     free, held_W, held_b = moved(0, 0), moved(10, 0), moved(0, 10)
     assert held_W[0] < 0.5 * free[0]
