@@ -4,8 +4,10 @@ from .check import verify
 from .create import create
 from .imports import import_files
 from .layout import STORE_VERSION
+from .merge import merge
+from .opening import open_any as open
 from .reader import Site, Store
-from .reader import open_store as open
+from .subset import subset
 from .writer import Writer
 
-__all__ = ["STORE_VERSION", "Site", "Store", "Writer", "create", "import_files", "open", "verify"]
+__all__ = ["STORE_VERSION", "Site", "Store", "Writer", "create", "import_files", "merge", "open", "subset", "verify"]

@@ -11,16 +11,16 @@ import os
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
 
 from ..errors import StoreError
-from .layout import STORAGE, Array
+from .layout import Array
 
 BLOCK = 256
 HELD_OUT_SHARE = 20
@@ -120,21 +120,35 @@ def plan_epoch(
     return EpochPlan(blocks, ends, batch_size, total // batch_size if drop_last else -(-total // batch_size))
 
 
-def iterate(root: Path, array: Array, chunk_rows: int, plan: EpochPlan, start: int) -> Iterator[torch.Tensor]:
+class RowReader(Protocol):
+    """Where one thread gets a site's rows from: [n, d] in the storage dtype, as bytes."""
+
+    def announce(self, spans: list[tuple[int, int]]) -> None:
+        """These rows will be read soon."""
+        ...
+
+    def read(self, a: int, b: int, into: memoryview) -> int:
+        """Read rows [a, b) to the beginning of `into`; returns their number."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def iterate(reader: Callable[[], RowReader], d: int, dtype: torch.dtype, plan: EpochPlan, start: int) -> Iterator[torch.Tensor]:
     """The batches of `plan` from `start` on, read ahead by a thread; each valid until the next is asked for."""
     if start < 0:
         raise StoreError(f"The first batch must not be negative, but it is {start}.")
-    return _iterate(root, array, chunk_rows, plan, start)
+    return _iterate(reader, d, dtype, plan, start)
 
 
-def _iterate(root: Path, array: Array, chunk_rows: int, plan: EpochPlan, start: int) -> Iterator[torch.Tensor]:
+def _iterate(
+    make_reader: Callable[[], RowReader], d: int, dtype: torch.dtype, plan: EpochPlan, start: int
+) -> Iterator[torch.Tensor]:
     if start >= plan.n_batches:
         return
-    assert array.d is not None
-    dtype = STORAGE[array.dtype].torch
     rows = min(plan.batch_size, int(plan.ends[-1]))
     count = min(1 + AHEAD, plan.n_batches - start)
-    ring = [torch.empty(rows, array.d, dtype=dtype) for _ in range(count)]
+    ring = [torch.empty(rows, d, dtype=dtype) for _ in range(count)]
     free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     ready: queue.SimpleQueue[tuple[int, int] | BaseException] = queue.SimpleQueue()
     views = [buffer.view(torch.uint8).numpy().data.cast("B") for buffer in ring]
@@ -142,7 +156,7 @@ def _iterate(root: Path, array: Array, chunk_rows: int, plan: EpochPlan, start: 
         free.put(i)
     reader = threading.Thread(
         target=_read_ahead,
-        args=(root, array, chunk_rows, plan, start, views, free, ready),
+        args=(make_reader, d * dtype.itemsize, plan, start, views, free, ready),
         name="splinterp-reader",
         daemon=True,
     )
@@ -162,36 +176,37 @@ def _iterate(root: Path, array: Array, chunk_rows: int, plan: EpochPlan, start: 
 
 
 def _read_ahead(
-    root: Path,
-    array: Array,
-    chunk_rows: int,
+    make_reader: Callable[[], RowReader],
+    row_bytes: int,
     plan: EpochPlan,
     start: int,
     views: list[memoryview],
     free: queue.SimpleQueue[int | None],
     ready: queue.SimpleQueue[tuple[int, int] | BaseException],
 ) -> None:
-    files = _Files(root, array, chunk_rows)
+    reader: RowReader | None = None
     try:
+        reader = make_reader()
         upcoming = plan.spans(start)
         for batch in range(start, plan.n_batches):
             spans, upcoming = upcoming, plan.spans(batch + 1) if batch + 1 < plan.n_batches else []
             # Told early, the kernel fetches the scattered blocks of the next batch while this one is copied.
-            files.announce(upcoming)
+            reader.announce(upcoming)
             i = free.get()
             if i is None:
                 return
             at = 0
             for a, b in spans:
-                at += files.read(a, b, views[i][at * array.row_bytes :])
+                at += reader.read(a, b, views[i][at * row_bytes :])
             ready.put((i, at))
     except BaseException as error:  # raised again where the batches are asked for
         ready.put(error)
     finally:
-        files.close()
+        if reader is not None:
+            reader.close()
 
 
-class _Files:
+class ChunkFiles:
     """The open chunk files of one array, the least recently used closed first."""
 
     def __init__(self, root: Path, array: Array, chunk_rows: int) -> None:

@@ -206,6 +206,7 @@ def verify(path: str | os.PathLike[str], *, full: bool, progress: Callable[[int,
 
 def unfinished_sentence(contents: Contents) -> str:
     """Says that a store is unfinished and how to get it finished."""
-    if contents.attributes.get("source") == "import":
-        return f"{contents.path} is unfinished: the import was interrupted; run `splinterp import ... --force` again."
+    source = contents.attributes.get("source")
+    if source in ("import", "merge", "subset"):
+        return f"{contents.path} is unfinished: the {source} was interrupted; run `splinterp {source} ... --force` again."
     return f"{contents.path} is unfinished: go on with `splinterp harvest ... --resume`."

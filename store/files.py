@@ -43,36 +43,46 @@ def write_all(fd: int, data: memoryview) -> None:
         data = data[os.write(fd, data[:WRITE_BYTES]) :]
 
 
-def write_parts(path: Path, parts: Sequence[memoryview]) -> None:
-    """Write `parts` to a temporary name, fsync, and rename to `path`. The caller syncs the folder.
+def write_files(files: Sequence[tuple[Path, Sequence[memoryview]]]) -> None:
+    """Durably write each (path, parts): all to temporary names, all fsynced, all renamed, then their folders synced.
+
+    Together rather than one by one: a journalling file system makes the fsyncs of a group with little more than one commit.
 
     Raises:
-        OSError: as the system says; the temporary file is removed, so that a full disk is not fuller than before.
+        OSError: as the system says, with the file's name; no temporary file stays, so that a full disk is not fuller than before.
     """
-    temp = temporary(path)
-    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    opened: list[int] = []
+    at = files[0][0]
     try:
-        try:
+        for at, parts in files:
+            opened.append(os.open(temporary(at), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644))
             for part in parts:
-                write_all(fd, part)
+                write_all(opened[-1], part)
+        for fd in opened:
             os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(temp, path)
-    except OSError:
-        temp.unlink(missing_ok=True)
+        for at, _ in files:
+            os.replace(temporary(at), at)
+    except OSError as error:
+        for path, _ in files:
+            temporary(path).unlink(missing_ok=True)
+        error.filename = error.filename or str(at)
         raise
+    finally:
+        for fd in opened:
+            os.close(fd)
+    for folder in dict.fromkeys(path.parent for path, _ in files):
+        sync_folder(folder)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Atomically and durably replace `path`."""
-    write_parts(path, [memoryview(data)])
-    sync_folder(path.parent)
+    write_files([(path, [memoryview(data)])])
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Atomically and durably replace `path` by `value` as strict JSON (no bare NaN)."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+def write_json(values: dict[Path, dict[str, Any]]) -> None:
+    """Durably replace each path by its value as strict JSON (no bare NaN); each file is replaced whole or not at all."""
+    encoded = {path: (json.dumps(value, indent=1, allow_nan=False) + "\n").encode() for path, value in values.items()}
+    write_files([(path, [memoryview(data)]) for path, data in encoded.items()])
 
 
 def read_json(path: Path) -> dict[str, Any]:

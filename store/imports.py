@@ -1,155 +1,123 @@
-"""Rows from other programs' files: .npy and .safetensors, streamed in slabs into a new store."""
+"""Rows from other programs' files, streamed in slabs into a new store."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
 
 from ..errors import StoreError
 from .create import create
+from .foreign import is_foreign
+from .import_arrays import npy_source, npz_source
+from .import_idx import idx_source
+from .import_saelens import saelens_source
+from .import_tensors import safetensors_source, torch_source
+from .import_zarr import zarr_source
 from .reader import Store
+from .sources import Source
 
-SLAB_BYTES = 32 * 2**20
-_FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-
-
-@dataclass(frozen=True)
-class Source:
-    """A tensor in a file: `rows` rows of width `d`; `slabs()` gives them in order as tensors [n, d]."""
-
-    path: Path
-    rows: int
-    d: int
-    dtype: str
-    slabs: Callable[[], Iterator[torch.Tensor]]
+KINDS = ".npy, .npz, .safetensors, .pt, .idx and .idx.gz files, Zarr arrays, or directories of activations cached by SAELens"
+_SOURCES: dict[str, Callable[[Path, str | None], Source]] = {
+    ".npy": npy_source,
+    ".npz": npz_source,
+    ".safetensors": safetensors_source,
+    ".pt": torch_source,
+    ".pth": torch_source,
+}
+# Such as digits.idx, train-images-idx3-ubyte and train-images.idx3-ubyte.gz.
+_IDX = re.compile(r".*[-.]idx(\d-\w+)?(\.gz)?", re.IGNORECASE)
 
 
 def import_files(
     files: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
-    site: str = "imported",
+    site: str | None = None,
     dtype: str | None = None,
     seed: int = 0,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Store:
-    """Make a store of one site from the rows of `files`, in that order, shuffled like any store.
+    """Make a store from the rows of `files`, in that order, shuffled like any store. Nothing is unpickled.
 
-    A file holds one array [N, d] or [B, T, d] (taken as [B*T, d]): .npy, or .safetensors with a single such tensor or
-    one named like the site. Rows that are not finite are dropped and counted.
+    A file holds one array [N, d] or [B, T, d] (taken as [B*T, d]): .npy; .npz, .safetensors or .pt with a single such
+    array or one named like the site. An IDX file of images [N, h, w] gives float32 rows [N, h*w]. A Zarr array, or a group's arrays, come as `open` sees them. A SAELens
+    directory gives the columns `token_id` (if SAELens kept the tokens), `position` (the place in the stored context) and
+    `sequence` (the number of the context); documents cannot be told from it. Rows that are not finite are dropped
+    and counted.
 
     Args:
+        site: name of the site; None: "imported", or a SAELens directory's own hook names.
         dtype: of the store; None keeps the files' (float64 becomes float32).
         progress: called with (rows read, rows in all).
 
     Raises:
-        StoreError: a file is missing, of another kind, not floating-point, or of another width; or `out` exists.
+        StoreError: a file is missing, of another kind, not floating-point, or unlike the others; or `out` exists.
     """
     if not files:
         raise StoreError("Name at least one file to import.")
     sources = [open_source(Path(file), site) for file in files]
-    for source in sources:
-        if source.d != sources[0].d:
-            raise StoreError(f"{source.path} has rows of width {source.d}, but {sources[0].path} of width {sources[0].d}.")
-        if dtype is None and source.dtype != sources[0].dtype:
-            raise StoreError(
-                f"{source.path} holds {source.dtype}, but {sources[0].path} {sources[0].dtype}; choose one with --dtype."
-            )
-    total = sum(source.rows for source in sources)
+    for source in sources[1:]:
+        _check_alike(sources[0], source, dtype)
+    first, total = sources[0], sum(source.rows for source in sources)
     if not total:
-        raise StoreError(f"{sources[0].path} holds no rows.")
-    kept = "float32" if sources[0].dtype == "float64" else sources[0].dtype
-    attributes = {"source": "import", "files": [str(source.path) for source in sources]}
+        raise StoreError(f"{first.path} holds no rows.")
+    kept = "float32" if first.dtype == "float64" else first.dtype
+    shared = {k: v for k, v in first.attributes.items() if all(source.attributes.get(k) == v for source in sources)}
     with create(
-        out, sites={site: sources[0].d}, dtype=dtype or kept, rows=total, attributes=attributes, seed=seed, force=force
+        out,
+        sites=first.sites,
+        dtype=dtype or kept,
+        columns=first.columns,
+        rows=total,
+        attributes={"source": "import", "files": [str(source.path) for source in sources], **shared},
+        seed=seed,
+        force=force,
     ) as writer:
-        done = 0
+        done = sequences = 0
         for source in sources:
-            for slab in source.slabs():
-                writer.add({site: slab})
-                done += len(slab)
+            for rows, columns in source.slabs():
+                if "sequence" in columns:
+                    columns["sequence"] = columns["sequence"] + sequences
+                writer.add(rows, columns)
+                done += len(next(iter(rows.values())))
                 if progress:
                     progress(done, total)
+            sequences += source.sequences
         return writer.finish()
 
 
-def open_source(path: Path, site: str) -> Source:
+def open_source(path: Path, site: str | None) -> Source:
     """Look at a file without reading its rows.
 
     Raises:
         StoreError: it cannot be imported; says why.
     """
+    if is_foreign(path):
+        return zarr_source(path, site)
+    if path.is_dir():
+        return saelens_source(path, site)
     if not path.is_file():
         raise StoreError(f"There is no file {path}; check the path.")
-    if path.suffix == ".npy":
-        return _npy(path)
-    if path.suffix == ".safetensors":
-        return _safetensors(path, site)
-    raise StoreError(f"{path} cannot be imported: give .npy or .safetensors files.")
+    if _IDX.fullmatch(path.name):
+        return idx_source(path, site)
+    if path.suffix not in _SOURCES:
+        raise StoreError(f"{path} cannot be imported: give {KINDS}.")
+    return _SOURCES[path.suffix](path, site)
 
 
-def _npy(path: Path) -> Source:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError):
-        raise StoreError(f"{path} is not a plain .npy array; pickled and damaged arrays are not read.") from None
-    dtype = f"float{8 * array.dtype.itemsize}"
-    if array.dtype.kind != "f" or dtype not in _FLOATS.values():
-        raise StoreError(f"{path} holds {array.dtype} numbers; only float16, float32 and float64 arrays can be imported.")
-    rows, d = _shape(path, array.shape)
-
-    def read(a: int, b: int) -> torch.Tensor:
-        # A copy in native byte order: torch takes neither read-only nor foreign memory.
-        return torch.from_numpy(np.array(array[a:b], dtype=array.dtype.newbyteorder("=")))
-
-    return Source(path, rows, d, dtype, lambda: _slabs(array.shape, array.dtype.itemsize, read))
-
-
-def _safetensors(path: Path, site: str) -> Source:
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            matrices = [name for name, shape in shapes.items() if len(shape) in (2, 3)]
-            name = site if site in shapes else matrices[0] if len(matrices) == 1 else None
-            if name is None:
-                raise StoreError(
-                    f"{path} holds {len(matrices)} tensors that could be rows and none named '{site}'; "
-                    f"choose with --site: {', '.join(sorted(matrices)) or '(none)'}."
-                )
-            kind = file.get_slice(name).get_dtype()
-    except (SafetensorError, OSError):
-        raise StoreError(f"{path} is not a safetensors file, or is damaged.") from None
-    if kind not in _FLOATS:
+def _check_alike(first: Source, source: Source, dtype: str | None) -> None:
+    if list(source.sites) != list(first.sites):
+        raise StoreError(f"{source.path} has the sites {', '.join(source.sites)}, but {first.path} {', '.join(first.sites)}.")
+    for site, d in source.sites.items():
+        if d != first.sites[site]:
+            raise StoreError(f"{source.path} has rows of width {d}, but {first.path} of width {first.sites[site]}.")
+    if source.columns != first.columns:
         raise StoreError(
-            f"{path} holds {kind} numbers in '{name}'; only floating-point tensors of 16 to 64 bits can be imported."
+            f"{source.path} has the columns {', '.join(source.columns) or '(none)'}, but {first.path} "
+            f"{', '.join(first.columns) or '(none)'}; import them one by one."
         )
-    shape = shapes[name]
-    rows, d = _shape(path, shape)
-
-    def slabs() -> Iterator[torch.Tensor]:
-        with safe_open(path, framework="pt") as file:
-            part: Any = file.get_slice(name)
-            yield from _slabs(shape, 2 if kind.endswith("16") else int(kind[1:]) // 8, lambda a, b: part[a:b])
-
-    return Source(path, rows, d, _FLOATS[kind], slabs)
-
-
-def _shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
-    if len(shape) not in (2, 3) or not shape[-1]:
-        raise StoreError(f"{path} has shape {list(shape)}; rows come as [N, d] or [B, T, d].")
-    return int(np.prod(shape[:-1])), shape[-1]
-
-
-def _slabs(shape: tuple[int, ...], itemsize: int, read: Callable[[int, int], torch.Tensor]) -> Iterator[torch.Tensor]:
-    """`read` over the first axis in steps of about 32 MiB, flattened to rows."""
-    step = max(1, SLAB_BYTES // max(1, int(np.prod(shape[1:])) * itemsize))
-    for a in range(0, shape[0], step):
-        yield read(a, min(shape[0], a + step)).reshape(-1, shape[-1])
+    if dtype is None and source.dtype != first.dtype:
+        raise StoreError(f"{source.path} holds {source.dtype}, but {first.path} {first.dtype}; choose one with --dtype.")

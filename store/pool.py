@@ -6,6 +6,7 @@ row is copied twice and the result depends on (seed, generation, rows) alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from .layout import Array
 
-SLAB = 1024
+SLAB = 512
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,11 @@ def row_norms(x: torch.Tensor) -> torch.Tensor:
     One float32 norm a row is 12 times cheaper than isfinite(x).all(-1). Its square may overflow for finite rows, so the
     few rows where it is not finite are looked at again in float64.
     """
-    # In slabs that stay in the cache: the conversion to float32 is a copy.
-    slabs = x.split(SLAB if x.device.type == "cpu" else max(1, len(x)))
-    norms = torch.cat([torch.linalg.vector_norm(slab, dim=1, dtype=torch.float32) for slab in slabs]).double()
+    if x.device.type == "cpu":
+        parts = [torch.linalg.vector_norm(slab, dim=1) for slab in _float_slabs(x)]
+        norms = torch.cat(parts).double() if parts else torch.empty(0, dtype=torch.float64)
+    else:
+        norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).double()
     again = ~torch.isfinite(norms)
     if bool(again.any()):
         norms[again] = torch.linalg.vector_norm(x[again], dim=1, dtype=torch.float64)
@@ -89,10 +92,24 @@ def row_norms(x: torch.Tensor) -> torch.Tensor:
 
 
 def column_sums(x: torch.Tensor) -> np.ndarray:
-    """Sums [d] float64 of rows [n, d]: float32 within slabs of 1024 rows (as a product, 20 times faster), float64 over them."""
+    """Sums [d] float64 of rows [n, d]: float32 within slabs (as a product, 20 times faster), float64 over them."""
     total = torch.zeros(x.shape[1], dtype=torch.float64)
-    for a in range(0, len(x), SLAB):
-        slab = x[a : a + SLAB].float()
-        part = torch.ones(len(slab)) @ slab
+    ones = torch.ones(SLAB)
+    for slab in _float_slabs(x):
+        part = ones[: len(slab)] @ slab
         total += part.double() if bool(torch.isfinite(part).all()) else slab.double().sum(0)
     return total.numpy()
+
+
+def _float_slabs(x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Rows [n, d] in float32, a few at a time: each valid until the next is asked for.
+
+    Converted into one small buffer that stays in the cache, which halves the time that fresh memory for each slab takes.
+    """
+    if x.dtype is torch.float32:
+        yield from x.split(SLAB) if len(x) else ()
+        return
+    buffer = torch.empty(min(SLAB, len(x)), x.shape[1])
+    for a in range(0, len(x), SLAB):
+        part = x[a : a + SLAB]
+        yield buffer[: len(part)].copy_(part)

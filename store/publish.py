@@ -15,21 +15,23 @@ from .stats import site_statistics
 
 def publish_root(plan: Plan, status: str, rows: int, more: dict[str, Any]) -> None:
     """Write the store's own zarr.json."""
-    write_json(plan.path / METADATA, group_metadata({KEY: plan.root_attributes(status, rows, more)}))
+    write_json({plan.path / METADATA: group_metadata({KEY: plan.root_attributes(status, rows, more)})})
 
 
 def publish_beginning(plan: Plan) -> None:
     """Folders and metadata of a store without rows, status "writing". Running it again on a killed writer's store is safe."""
     publish_root(plan, "writing", 0, {})
+    metadata = {}
     for site, d in plan.sites.items():
         (plan.path / site / "acts").mkdir(parents=True, exist_ok=True)
         remove_leftovers(plan.path / site)
-        write_json(plan.path / site / METADATA, group_metadata({"site": site, "d": d, "rows": 0, "torch_dtype": plan.dtype}))
+        metadata[plan.path / site / METADATA] = group_metadata({"site": site, "d": d, "rows": 0, "torch_dtype": plan.dtype})
     for array in plan.arrays:
         folder = plan.path / array.path
         folder.mkdir(exist_ok=True)
         remove_leftovers(folder)
-        write_json(folder / METADATA, array.metadata(0, plan.chunk_rows))
+        metadata[folder / METADATA] = array.metadata(0, plan.chunk_rows)
+    write_json(metadata)
     sync_folder(plan.path)
     sync_folder(plan.path.absolute().parent)
 
@@ -41,12 +43,12 @@ def publish_complete(plan: Plan, lines: dict[int, Line], rows: int, offered: int
     for array in plan.arrays:
         remove_beyond(plan.path / array.path, array, chunks)
     crc = manifest.publish(plan.path / MANIFEST, kept)
-    for array in plan.arrays:
-        write_json(plan.path / array.path / METADATA, array.metadata(rows, plan.chunk_rows))
+    metadata = {plan.path / array.path / METADATA: array.metadata(rows, plan.chunk_rows) for array in plan.arrays}
     for site, d in plan.sites.items():
         mean, norms = site_statistics(kept, site)
         attributes = {"site": site, "d": d, "rows": rows, "torch_dtype": plan.dtype, "mean": mean.tolist(), **norms}
-        write_json(plan.path / site / METADATA, group_metadata(attributes))
+        metadata[plan.path / site / METADATA] = group_metadata(attributes)
+    write_json(metadata)
     more = {"offered_rows": offered, "dropped_non_finite": offered - rows, "manifest_crc32c": crc}
     publish_root(plan, "complete", rows, {**extra, **more})
 

@@ -7,6 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from ..errors import StoreError
 from . import manifest
-from .batches import Split, iterate, plan_epoch, split_rows
+from .batches import ChunkFiles, RowReader, Split, iterate, plan_epoch, split_rows
 from .check import Contents, committed_lines, load, problems, unfinished_sentence
 from .layout import STORAGE, Array
 from .stats import site_statistics
@@ -68,7 +69,10 @@ class Store:
         path, attributes, status, rows, columns, chunk_rows: as saved.
         sites: Site by name.
         fingerprint: hex string that changes with any row.
+        note: what a user should know of this store, or None.
     """
+
+    note: str | None = None
 
     def __init__(self, contents: Contents, lines: list[manifest.Line]) -> None:
         attributes = contents.attributes
@@ -153,7 +157,7 @@ class Store:
         Raises:
             StoreError: no such site or parameters that cannot be; while iterating: a chunk cannot be read.
         """
-        array = self._arrays[f"{self.site(site).name}/acts"]
+        chosen = self.site(site)
         epoch_plan = plan_epoch(
             self.rows,
             batch_size,
@@ -165,7 +169,7 @@ class Store:
             shuffle=shuffle,
             drop_last=drop_last,
         )
-        return iterate(self.path, array, self.chunk_rows, epoch_plan, start)
+        return iterate(partial(self._row_reader, chosen), chosen.d, STORAGE[chosen.dtype].torch, epoch_plan, start)
 
     def n_batches(
         self,
@@ -224,6 +228,9 @@ class Store:
             "fingerprint": self.fingerprint,
             **own,
         }
+
+    def _row_reader(self, site: Site) -> RowReader:
+        return ChunkFiles(self.path, self._arrays[f"{site.name}/acts"], self.chunk_rows)
 
     def _pieces(self, array: Array, a: int, b: int) -> list[np.ndarray]:
         """Views of the chunks' maps that together are rows [a, b)."""

@@ -1,4 +1,4 @@
-"""Writer: rows in, shuffled and checksummed chunks out, by two background threads; nothing that is committed can be lost."""
+"""Writer: rows in, shuffled and checksummed chunks out, by background threads; nothing that is committed can be lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import StoreError
-from .files import Lock, crc_bytes, crc_of, sync_folder, write_parts
+from .files import Lock, crc_bytes, crc_of, write_files
 from .layout import Array
 from .manifest import Line, Log, encode_sums
 from .plan import Plan, plain_attributes
@@ -20,7 +20,8 @@ from .pool import Buffers, Generation, column_sums, row_norms
 from .publish import publish_complete
 from .reader import Store, open_store
 
-THREADS = 2
+# More than cores: most of a commit is waiting for the disk, and the disk should never wait for a checksum.
+THREADS = 4
 _TAKEN = "The rows stored so far are kept: mend that and run again with --resume."
 
 
@@ -234,15 +235,15 @@ class Writer:
                 return
             # The resumed source gives other rows than the first time: the old chunk must stop counting before it goes.
             self._log.withdraw(chunk)
-        for a in plan.arrays:
-            path = a.chunk_path(plan.path, chunk)
-            pieces = [p.reshape(-1).view(np.uint8).data for p in parts[a.path]]
-            try:
-                write_parts(path, [*pieces, memoryview(crc_bytes(crcs[a.path]))])
-                sync_folder(path.parent)
-            except OSError as error:
-                error.filename = error.filename or str(path)
-                raise
+        write_files(
+            [
+                (
+                    a.chunk_path(plan.path, chunk),
+                    [*(p.reshape(-1).view(np.uint8).data for p in parts[a.path]), memoryview(crc_bytes(crcs[a.path]))],
+                )
+                for a in plan.arrays
+            ]
+        )
         self._log.commit(line)
         with self._count:
             self.bytes_written += sum(a.chunk_bytes(plan.chunk_rows) for a in plan.arrays)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from splinterp import store
 from splinterp.errors import StoreError
-from splinterp.store import imports
+from splinterp.store import sources
 
 
 def rows_of(opened) -> list[tuple[float, ...]]:
@@ -39,7 +39,7 @@ def test_npy_round_trip(tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_safetensors_round_trip(tmp_path, dtype, monkeypatch):
-    monkeypatch.setattr(imports, "SLAB_BYTES", 700)
+    monkeypatch.setattr(sources, "SLAB_BYTES", 700)
     x = torch.randn(20, 15, 4).to(dtype)
     save_file({"acts": x, "bias": torch.ones(4)}, tmp_path / "a.safetensors")
     opened = store.import_files([tmp_path / "a.safetensors"], tmp_path / "s")

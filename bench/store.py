@@ -1,0 +1,277 @@
+"""The store against the bare limits of this machine: raw file writing, and a copy out of a memory map.
+
+    python bench/store.py --gb 1 --d 768 --dtype bfloat16 --rounds 5
+
+Every contender runs once a round, one after the other, so that a busy machine slows all alike; a ratio is taken within its
+round, and the table gives the median over rounds with the smallest and largest. "Cold" means that the files were synced and
+then dropped from the page cache (posix_fadvise DONTNEED) just before; the disk's own cache is beyond reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from splinterp import store as stores  # pyright: ignore[reportMissingImports]  (found once installed)
+from splinterp.store.layout import STORAGE, default_chunk_rows  # pyright: ignore[reportMissingImports]
+
+SITE = "hook"
+BATCH = 4096
+COLUMNS = ("token_id", "position", "document", "sequence")
+WRITE_LIMIT, READ_LIMIT = "raw write", "memmap copy"
+
+
+def make_rows(rows: int, d: int, dtype: str) -> torch.Tensor:
+    """[rows, d] normal numbers, every row different: a source as large, and as cold in the processor's caches, as a harvest."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.empty(rows, d, dtype=STORAGE[dtype].torch)
+    for part in x.split(BATCH):
+        part.copy_(torch.randn(part.shape, generator=generator))
+    return x
+
+
+def write_raw(x: torch.Tensor, folder: Path, chunk_rows: int, threads: int) -> None:
+    """The limit: each chunk's bytes straight from `x` into a file, 1 MiB a call, one fsync a file."""
+    data = x.view(torch.uint8).numpy().reshape(-1).data
+    size = chunk_rows * x.shape[1] * x.element_size()
+
+    def write(i: int) -> None:
+        part = data[i * size : (i + 1) * size]
+        fd = os.open(folder / f"raw.{i}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        while part:
+            part = part[os.write(fd, part[: 2**20]) :]
+        os.fsync(fd)
+        os.close(fd)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(write, range(-(-len(data) // size))))
+
+
+def write_ours(x: torch.Tensor, path: Path, dtype: str, chunk_rows: int) -> None:
+    """The writer as a harvest uses it: shuffled, checksummed, with statistics and four columns; batches of 16,384 rows.
+
+    The pool is an eighth of the rows, so that it turns over as in a harvest that is much larger than its pool.
+    """
+    memory = x.numel() * x.element_size() // 4
+    with stores.create(
+        path, sites={SITE: x.shape[1]}, dtype=dtype, columns=COLUMNS, rows=len(x), chunk_rows=chunk_rows, memory=memory
+    ) as writer:
+        for a in range(0, len(x), 16384):
+            part = x[a : a + 16384]
+            numbers = np.arange(a, a + len(part))
+            writer.add({SITE: part}, dict.fromkeys(COLUMNS, numbers))
+        writer.finish()
+
+
+def zarr_array(path: Path, x: torch.Tensor, chunk_rows: int, compressed: bool) -> Any:
+    """A fresh zarr array of `x`'s shape, its bits as uint16 for bfloat16: blosc lz4 with bitshuffle, or no codec."""
+    import zarr
+    from zarr.codecs import BloscCodec
+
+    numbers = _numbers(x)
+    codec = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=numbers.itemsize)
+    return zarr.create_array(
+        path, shape=numbers.shape, dtype=numbers.dtype, chunks=(chunk_rows, x.shape[1]), compressors=codec if compressed else None
+    )  # fmt: skip
+
+
+def write_zarr(x: torch.Tensor, array: Any) -> None:
+    numbers, chunk_rows = _numbers(x), array.chunks[0]
+    for a in range(0, len(x), chunk_rows):
+        array[a : a + chunk_rows] = numbers[a : a + chunk_rows]
+    # zarr does not sync; the time to reach the disk belongs to the writing all the same.
+    for file in _files(Path(array.store.root)):
+        _with_fd(file, os.fsync)
+
+
+def read_memmap(path: Path, x: torch.Tensor, chunk_rows: int) -> None:
+    """The limit: every row copied out of the chunk files' memory maps, in order, into one reused batch."""
+    numbers = _numbers(x)
+    into = np.empty((BATCH, x.shape[1]), numbers.dtype)
+    for i in range(-(-len(x) // chunk_rows)):
+        rows = min(chunk_rows, len(x) - i * chunk_rows)
+        chunk = np.memmap(path / SITE / "acts" / f"c.{i}.0", numbers.dtype, "r", shape=(rows, x.shape[1]))
+        for a in range(0, rows, BATCH):
+            part = chunk[a : a + BATCH]
+            into[: len(part)] = part
+
+
+def read_sequential(path: Path, x: torch.Tensor) -> None:
+    """`Store.acts` in order, each batch copied into one reused tensor."""
+    opened, into = stores.open(path), torch.empty(BATCH, x.shape[1], dtype=x.dtype)
+    for a in range(0, len(x), BATCH):
+        part = opened.acts(SITE, a, min(a + BATCH, len(x)))
+        into[: len(part)].copy_(part)
+
+
+def read_batches(path: Path, shuffle: bool) -> None:
+    """`Store.batches`: each batch arrives in a buffer, ready to use."""
+    for _ in stores.open(path).batches(SITE, BATCH, split="all", shuffle=shuffle):
+        pass
+
+
+def read_zarr(path: Path) -> None:
+    """Plain zarr, `z[a:b]` in order, a batch at a time."""
+    import zarr
+
+    array: Any = zarr.open(path, mode="r")
+    for a in range(0, array.shape[0], BATCH):
+        array[a : a + BATCH]
+
+
+def measure(contenders: dict[str, Callable[[], None]], rounds: int, before: Callable[[str], None]) -> dict[str, list[float]]:
+    """Seconds of each contender, round by round; `before` is called with its name ahead of each and not timed."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    order = random.Random(0)
+    for _ in range(rounds):
+        # In a new order each round, so that nobody always runs after the same neighbour.
+        for name in order.sample(list(contenders), len(contenders)):
+            before(name)
+            begun = time.perf_counter()
+            contenders[name]()
+            seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def compare(seconds: dict[str, list[float]], limit: str) -> dict[str, dict[str, float]]:
+    """Each contender's speed as a share of the limit's in the same round: median, smallest and largest."""
+    shares = {name: [a / b for a, b in zip(seconds[limit], times, strict=True)] for name, times in seconds.items()}
+    return {name: {"median": statistics.median(s), "low": min(s), "high": max(s)} for name, s in shares.items()}
+
+
+def bench(gb: float, d: int, dtype: str, rounds: int, folder: Path) -> dict[str, Any]:
+    """Run everything in `folder` (needs about 4 times `gb` there, and `gb` of memory for the source besides the writer's pool)."""
+    row_bytes = d * STORAGE[dtype].itemsize
+    rows = max(BATCH, int(gb * 1e9 / row_bytes))
+    # A chunk as for a large store, but at least eight of them, so that there are files to go through.
+    chunk_rows = min(default_chunk_rows(row_bytes, None), max(256, 2 ** ((rows // 8).bit_length() - 1)))
+    x = make_rows(rows, d, dtype)
+    ours, plain, packed = folder / "ours", folder / "plain.zarr", folder / "blosc.zarr"
+
+    def fresh(name: str) -> None:
+        # Removing old files and settling the disk are nobody's work here.
+        for old in {"ours": [ours], "zarr": [plain], "zarr blosc": [packed]}.get(name, folder.glob("raw.*")):
+            shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
+        os.sync()
+        time.sleep(0.5)
+
+    tables = {}
+    writing = measure(
+        {
+            WRITE_LIMIT: lambda: write_raw(x, folder, chunk_rows, 1),
+            "raw write, 2 threads": lambda: write_raw(x, folder, chunk_rows, 2),
+            "ours": lambda: write_ours(x, ours, dtype, chunk_rows),
+            "zarr": lambda: write_zarr(x, zarr_array(plain, x, chunk_rows, False)),
+            "zarr blosc": lambda: write_zarr(x, zarr_array(packed, x, chunk_rows, True)),
+        },
+        rounds,
+        fresh,
+    )
+    tables["write"] = (writing, WRITE_LIMIT)
+    fresh(WRITE_LIMIT)
+    stored = sum(file.stat().st_size for file in _files(packed))
+    reading = {
+        READ_LIMIT: lambda: read_memmap(ours, x, chunk_rows),
+        "ours, sequential": lambda: read_sequential(ours, x),
+        "ours, batches in order": lambda: read_batches(ours, False),
+        "ours, shuffled batches": lambda: read_batches(ours, True),
+        "zarr on our store": lambda: read_zarr(ours / SITE / "acts"),
+        "zarr": lambda: read_zarr(plain),
+        "zarr blosc": lambda: read_zarr(packed),
+    }
+    tables["read, cold"] = (measure(reading, rounds, lambda _: forget([ours, plain, packed])), READ_LIMIT)
+    for contender in reading.values():
+        contender()
+    tables["read, warm"] = (measure(reading, rounds, lambda _: None), READ_LIMIT)
+    return {
+        "rows": rows,
+        "d": d,
+        "dtype": dtype,
+        "chunk_rows": chunk_rows,
+        "rounds": rounds,
+        "blosc_compression": rows * row_bytes / stored,
+        "gb_per_s": {
+            title: {name: rows * row_bytes / 1e9 / statistics.median(times) for name, times in seconds.items()}
+            for title, (seconds, _) in tables.items()
+        },
+        "ratios": {title: compare(seconds, limit) for title, (seconds, limit) in tables.items()},
+    }
+
+
+def forget(folders: list[Path]) -> None:
+    """Drop the folders' files from the page cache."""
+    for folder in folders:
+        for file in _files(folder):
+            _with_fd(file, os.fsync)
+            _with_fd(file, lambda fd: os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED))
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: a line a contender, its speed, and its share of the limit with the smallest and largest over the rounds."""
+    lines = [
+        f"{result['rows']:,} rows, d={result['d']}, {result['dtype']}, {result['chunk_rows']:,} rows a chunk, {result['rounds']} rounds; "
+        f"blosc compresses these (normal random) rows {result['blosc_compression']:.2f} times.",
+        "",
+        "| | | GB/s | of the limit | over rounds |",
+        "|---|---|---|---|---|",
+    ]
+    for title, shares in result["ratios"].items():
+        for name, s in shares.items():
+            speed = result["gb_per_s"][title][name]
+            lines.append(f"| {title} | {name} | {speed:.2f} | {s['median']:.2f} | {s['low']:.2f} – {s['high']:.2f} |")
+    return "\n".join(lines)
+
+
+def _numbers(x: torch.Tensor) -> np.ndarray:
+    return (x.view(torch.uint16) if x.dtype is torch.bfloat16 else x).numpy()
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file()]
+
+
+def _with_fd(file: Path, act: Callable[[int], Any]) -> None:
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        act(fd)
+    finally:
+        os.close(fd)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gb", type=float, default=1.0, help="size of the rows in GB")
+    parser.add_argument("--d", type=int, default=768)
+    parser.add_argument("--dtype", choices=sorted(STORAGE), nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="on the disk to be measured  [default: the system's temporary folder]")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    args = parser.parse_args()
+    results = {}
+    for dtype in args.dtype:
+        folder = Path(tempfile.mkdtemp(prefix="splinterp-bench-", dir=args.folder))
+        try:
+            results[dtype] = bench(args.gb, args.d, dtype, args.rounds, folder)
+        finally:
+            shutil.rmtree(folder)
+        if not args.json:
+            print(table(results[dtype]), flush=True)
+            print()
+    if args.json:
+        print(json.dumps({"ratios": {dtype: r["ratios"] for dtype, r in results.items()}, "results": results}))
+
+
+if __name__ == "__main__":
+    main()

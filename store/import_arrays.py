@@ -1,0 +1,86 @@
+"""NumPy's own files: .npy through a memory map, .npz as a stream out of the zip."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from io import BufferedIOBase
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.lib import format as npy_format
+
+from ..errors import StoreError
+from .sources import Source, choose, matrix_source, native, require_float, steps, stream
+
+# All that zipfile raises for damaged, encrypted or exotically compressed archives.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError)
+_HEADERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+
+
+def npy_source(path: Path, site: str | None) -> Source:
+    """An array in a .npy file, memory-mapped."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        raise StoreError(f"{path} is not a plain .npy array; pickled and damaged arrays are not read.") from None
+    dtype = require_float(path, array.dtype)
+
+    def slabs() -> Iterator[torch.Tensor]:
+        return (native(array[a:b]) for a, b in steps(array.shape, array.dtype.itemsize))
+
+    return matrix_source(path, site, array.shape, dtype, slabs)
+
+
+def npz_source(path: Path, site: str | None) -> Source:
+    """The only member of two or three dimensions of a .npz file, or the one named like the site."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            headers = {
+                info.filename.removesuffix(".npy"): _header(archive, info)
+                for info in archive.infolist()
+                if info.filename.endswith(".npy")
+            }
+    except _DAMAGE:
+        raise _damaged(path) from None
+    name = choose(path, site, {name: shape for name, (shape, *_) in headers.items()}, "members")
+    shape, fortran, kind, sound = headers[name]
+    dtype = require_float(path, kind)
+    if not sound:
+        raise StoreError(f"{path} is damaged: '{name}' is not as large as its header says.")
+    if fortran and len(shape) > 1 and min(shape) > 1:
+        raise StoreError(f"{path} holds '{name}' column by column; save it from np.ascontiguousarray first.")
+
+    def slabs() -> Iterator[torch.Tensor]:
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+                file = cast(BufferedIOBase, member)
+                _read_header(file)
+                for piece in stream(path, file, shape, kind):
+                    yield native(piece)
+        except _DAMAGE:
+            raise _damaged(path) from None
+
+    return matrix_source(path, site, shape, dtype, slabs)
+
+
+def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, np.dtype, bool]:
+    """(shape, whether in Fortran order, dtype, whether the member has exactly the bytes that follow from them)."""
+    with archive.open(info) as member:
+        shape, fortran, dtype = _read_header(cast(BufferedIOBase, member))
+        return shape, fortran, dtype, info.file_size - member.tell() == math.prod(shape) * dtype.itemsize
+
+
+def _read_header(file: BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = npy_format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"unknown .npy version {version}")
+    return _HEADERS[version](file)
+
+
+def _damaged(path: Path) -> StoreError:
+    return StoreError(f"{path} is not a plain .npz archive; encrypted and damaged ones are not read.")

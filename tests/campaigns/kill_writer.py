@@ -1,0 +1,164 @@
+"""Kill a writer with SIGKILL at random moments, resume it, and see that nothing was lost, doubled or changed.
+
+    python tests/campaigns/kill_writer.py 200
+
+A run: a process writes 3,393 finite rows (of 3,500, the others not) into a store of 34 chunks; it is killed at a random moment and
+started again, up to 12 times, and at last left to finish. After every kill what is committed is read through
+`open(unfinished=True)` and must be rows of the source, each once, at the values of the source. At the end every file must equal,
+byte for byte, that of a run nobody interrupted (so the multiset of rows is the same), and `verify --full` must find nothing.
+The suite runs the short form (tests/test_store_crash.py). Exit code 1 if anything failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from splinterp import store
+from splinterp.errors import StoreError
+
+SITE = "hook"
+ROWS, BATCH, MOST_KILLS = 3500, 130, 12
+OPTIONS = {"sites": {SITE: 3}, "columns": ("i",), "chunk_rows": 100, "memory": 2 * 4 * 100 * 10, "seed": 5}
+
+
+def source() -> torch.Tensor:
+    """[ROWS, 3] rows that say their own number exactly in bfloat16; every 33rd is not finite."""
+    i = torch.arange(ROWS)
+    x = torch.stack([i % 128, i // 128, torch.ones(ROWS)], 1).float()
+    x[::33, 2] = float("nan")
+    return x
+
+
+def write(path: Path, x: torch.Tensor) -> None:
+    with store.create(path, **OPTIONS, resume=True) as writer:
+        for a in range(writer.resume_offered, len(x), BATCH):
+            b = min(a + BATCH, len(x))
+            writer.add({SITE: x[a:b]}, {"i": np.arange(a, b)})
+        writer.finish()
+
+
+def start(path: Path, x: torch.Tensor) -> int:
+    """A forked writer: the parent has imported everything, so that a child is at work within milliseconds."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            write(path, x)
+        except StoreError as error:
+            # Killed after the last rename, before it could exit: finished is finished.
+            done = "is complete" in str(error)
+            if not done:
+                print(error, file=sys.stderr, flush=True)
+            os._exit(0 if done else 3)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(3)
+        os._exit(0)
+    return pid
+
+
+def ended(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def check_committed(path: Path, x: torch.Tensor) -> tuple[int, list[str]]:
+    """(rows that a reader sees in a store being written, what is wrong with them)."""
+    try:
+        opened = store.open(path, unfinished=True)
+    except StoreError as error:
+        # Killed before the first chunk counted, or even before the store was begun.
+        early = "holds no rows yet" in str(error) or "There is no store" in str(error) or "holds no zarr.json" in str(error)
+        # Begun, but killed while its metadata were being laid out.
+        early = early or ("is missing" in str(error) and not any(path.glob("*/acts/c.*")))
+        return 0, [] if early else [str(error)]
+    numbers = opened.column("i").astype(np.int64)
+    wrong = []
+    if len(set(numbers.tolist())) < len(numbers):
+        wrong.append("rows doubled")
+    if not torch.equal(opened.acts(SITE, 0, opened.rows).float(), x[torch.from_numpy(numbers)]):
+        wrong.append("rows changed")
+    return opened.rows, wrong
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Every file but the lock's, which a writer killed after its last rename leaves behind."""
+    return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file() and f.name != ".lock"}
+
+
+def campaign(runs: int, seed: int, folder: Path) -> tuple[dict[str, str], list[str]]:
+    """(the summary's lines, what failed)."""
+    x, rng, failures = source(), random.Random(seed), []
+    begun = time.monotonic()
+    if ended(start(folder / "reference", x)):
+        return {}, ["the uninterrupted run failed"]
+    whole = time.monotonic() - begun
+    reference = contents(folder / "reference")
+    rows = store.open(folder / "reference").rows
+    kills, seen, resumed_at = Counter[int](), [], Counter[str]()
+    for k in range(runs):
+        path, killed = folder / f"run{k}", 0
+        while True:
+            pid = start(path, x)
+            if killed < MOST_KILLS:
+                time.sleep(rng.uniform(0, whole))
+                os.kill(pid, signal.SIGKILL)
+            status = ended(pid)
+            if status == 0:
+                break
+            if status != -signal.SIGKILL:
+                failures.append(f"run {k}: a writer failed with exit code {status}")
+                break
+            killed += 1
+            committed, wrong = check_committed(path, x)
+            failures += [f"run {k}, kill {killed}: {what}" for what in wrong]
+            resumed_at[
+                "nothing" if not committed else "some rows" if committed < rows else "all rows, unpublished or just published"
+            ] += 1
+            if seen and seen[-1][0] == k and committed < seen[-1][1]:
+                failures.append(f"run {k}, kill {killed}: {seen[-1][1]} rows were committed, and now {committed}")
+            seen.append((k, committed))
+        kills[killed] += 1
+        found = contents(path)
+        differing = sorted(name for name in found.keys() | reference.keys() if found.get(name) != reference.get(name))
+        failures += [f"run {k}: {name} differs from the uninterrupted run" for name in differing]
+        failures += [f"run {k}: {problem}" for problem in store.verify(path, full=True)]
+        shutil.rmtree(path)
+    total = sum(n * times for n, times in kills.items())
+    summary = {
+        "runs": str(runs),
+        "kills": f"{total} ({kills[0]} runs ended before theirs; at most {max(kills, default=0)} in a run)",
+        **{f"killed with {what} committed": str(n) for what, n in sorted(resumed_at.items())},
+        "rows a store, rows dropped as non-finite": f"{rows}, {ROWS - rows}",
+        "failures": str(len(failures)),
+        "seconds": f"{time.monotonic() - begun:.0f}",
+    }
+    return summary, failures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=int, nargs="?", default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="splinterp-kill-") as folder:
+        summary, failures = campaign(args.runs, args.seed, Path(folder))
+    for name, value in summary.items():
+        print(f"| {name} | {value} |")
+    for failure in failures:
+        print(failure)
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()
