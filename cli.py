@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from .errors import Interrupted, SplinterpError
 from .quantities import format_bytes, format_count, parse_quantity
 
 if TYPE_CHECKING:
+    from .sae import SAE
     from .store import Store
 
 T = TypeVar("T")
@@ -36,13 +38,16 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     try:
         app(args=["--debug"] * debug + [a for a in arguments if a != "--debug"], prog_name="splinterp")
-    except (SplinterpError, KeyboardInterrupt) as error:
+    except SystemExit as end:
+        if end.code != 130:  # Typer's code for a Ctrl-C that no command turned into a sentence of its own
+            raise
+        err_console.print("Interrupted.", style="yellow")
+        sys.exit(1)
+    except SplinterpError as error:
         if debug:
             raise
-        text = str(error) or "Interrupted."
-        err_console.print(
-            text, style="yellow" if isinstance(error, Interrupted | KeyboardInterrupt) else "red", markup=False, soft_wrap=True
-        )
+        style = "yellow" if isinstance(error, Interrupted) else "red"
+        err_console.print(str(error), style=style, markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except OSError as error:
         if debug or (error.filename is None and error.errno is None):
@@ -92,7 +97,7 @@ def harvest(
         str, typer.Option(help="tiny (embedded), a Hugging Face directory, or a name such as gpt2, gemma-2-2b.")
     ] = "tiny",
     layer: Annotated[
-        list[int] | None, typer.Option(help="Block to harvest at, from 0; may be repeated. Default: the middle one.")
+        list[int] | None, typer.Option(help="Block to harvest at, from 0; may be repeated. [default: 2 for tiny]")
     ] = None,
     hook: Annotated[str, typer.Option(help="resid_post, resid_pre, resid_mid, mlp_out or attn_out.")] = "resid_post",
     dataset: Annotated[
@@ -105,7 +110,9 @@ def harvest(
     split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "train",
     text_column: Annotated[str, typer.Option(help="Column that holds the text (hub data sets, .jsonl).")] = "text",
     tokens: Annotated[int, typer.Option(parser=quantity, help="Rows a site in the store: 20000, 10k, 1M, …")] = 1_000_000,
-    context: Annotated[int, typer.Option(help="Tokens in a packed row of the model's input, BOS included.")] = 128,
+    context: Annotated[
+        int, typer.Option(parser=quantity, help="Tokens in a packed row of the model's input, BOS included.")
+    ] = 128,
     batch_size: Annotated[str, typer.Option(help="Packed rows a forward pass: auto, or a number.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the store: bfloat16, float16 or float32.")] = "bfloat16",
     model_dtype: Annotated[
@@ -129,7 +136,7 @@ def harvest(
     from .report.tables import harvest_figures, print_plan
 
     config = stage.HarvestConfig(
-        model=model, layers=tuple(layer or TINY_LAYER * (model == "tiny")), hook=hook, dataset=dataset, split=split,
+        model=model, layers=tuple(layer or (TINY_LAYER if model == "tiny" else ())), hook=hook, dataset=dataset, split=split,
         text_column=text_column, tokens=tokens, context=context, batch_size=_unless_auto(batch_size, parse_quantity, "--batch-size"), dtype=dtype,
         model_dtype=model_dtype, device=device, out=out, seed=seed, keep_bos=keep_bos, separator=separator, revision=revision,
         trust_remote_code=trust_remote_code, resume=resume, force=force,
@@ -143,9 +150,16 @@ def harvest(
 
 @app.command("import")
 def import_(
-    files: Annotated[list[Path], typer.Argument(help=".npy or .safetensors files; their rows are joined in this order.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help=".npy .npz .safetensors .pt .idx[.gz] files, Zarr arrays, or SAELens cached-activation directories; their rows are joined in this order."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The store to write.")],
-    site: Annotated[str, typer.Option(help="Name of the site in the store.")] = "imported",
+    site: Annotated[
+        str | None, typer.Option(help="Name of the site in the store. [default: imported, or the source's own]")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. [default: the files' own]")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the rows.")] = 0,
     force: ForceOption = False,
@@ -193,6 +207,47 @@ def verify(
 
 
 @app.command()
+def merge(
+    parts: Annotated[list[Path], typer.Argument(help="Stores with the same sites, widths, dtype and columns.")],
+    out: Annotated[Path, typer.Option(help="The store to write.")],
+    seed: Annotated[int, typer.Option(help="Of the order of the rows.")] = 0,
+    force: ForceOption = False,
+) -> None:
+    """Join stores into one."""
+    from . import store as stores
+    from .progress import Bar
+
+    with Bar("merge", None) as bar:
+        made = stores.merge(parts, out, seed=seed, force=force, progress=lambda done, total: bar.update(done, total=total))
+    _say_store(made)
+
+
+@app.command()
+def subset(
+    store: Annotated[Path, typer.Argument(help="A store.")],
+    out: Annotated[Path, typer.Option(help="The store to write.")],
+    rows: Annotated[
+        int | None, typer.Option(parser=quantity, help="How many, drawn at random. [default: all that match]")
+    ] = None,
+    token_id: Annotated[list[int] | None, typer.Option(help="Keep this token; may be repeated.")] = None,
+    position: Annotated[list[int] | None, typer.Option(help="Keep this position; may be repeated.")] = None,
+    document: Annotated[list[int] | None, typer.Option(help="Keep this document; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the sample and the order.")] = 0,
+    force: ForceOption = False,
+) -> None:
+    """Make a store of some of a store's rows."""
+    from . import store as stores
+    from .progress import Bar
+
+    with Bar("subset", None) as bar:
+        made = stores.subset(
+            store, out, rows=rows, token_ids=token_id or None, positions=position or None, documents=document or None,
+            seed=seed, force=force, progress=lambda done, total: bar.update(done, total=total),
+        )  # fmt: skip
+    _say_store(made)
+
+
+@app.command()
 def train(
     store: StoreOption,
     site: SiteOption = None,
@@ -200,16 +255,16 @@ def train(
     method: Annotated[str, typer.Option(help="pam (closed-form decoder) or adam (the baseline).")] = "pam",
     activation: Annotated[str, typer.Option(help="topk or relu.")] = "topk",
     latents: Annotated[int | None, typer.Option(parser=quantity, help="Number of latents; instead of --expansion.")] = None,
-    expansion: Annotated[int, typer.Option(help="Latents per input dimension.")] = 8,
-    k: Annotated[int, typer.Option(help="Latents kept a row (topk).")] = 32,
+    expansion: Annotated[int, typer.Option(parser=quantity, help="Latents per input dimension.")] = 8,
+    k: Annotated[int, typer.Option(parser=quantity, help="Latents kept a row (topk).")] = 32,
     l1: Annotated[float | None, typer.Option(help="Weight of the sparsity penalty (relu).  [default: 5]")] = None,
     tokens: Annotated[
         int | None, typer.Option(parser=quantity, help="Rows to train on, epochs counted; instead of --epochs.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.  [default: 1]")] = None,
+    epochs: Annotated[int | None, typer.Option(parser=quantity, help="Passes over the training rows.  [default: 1]")] = None,
     batch_size: Annotated[str, typer.Option(help="Rows a step: auto (up to 4096, 500 steps wanted), or a number.")] = "auto",
     lr: Annotated[str, typer.Option(help="Peak learning rate: auto, or a number.")] = "auto",
-    encoder_steps: Annotated[int, typer.Option(help="M of Algorithm 3.1: gradient steps on each batch.")] = 1,
+    encoder_steps: Annotated[int, typer.Option(parser=quantity, help="M of Algorithm 3.1: gradient steps on each batch.")] = 1,
     mu_enc: Annotated[float, typer.Option(help="Pull of W_enc towards its value before the M steps.")] = 0.0,
     nu_enc: Annotated[float, typer.Option(help="Pull of b_enc towards its value before the M steps.")] = 0.0,
     mu_dec: Annotated[float, typer.Option(help="Pull of W_dec towards its value before the solve.")] = 0.0,
@@ -217,7 +272,10 @@ def train(
     alpha: Annotated[float, typer.Option(help="Weight decay of W_dec in the solve.")] = 0.0,
     beta: Annotated[float, typer.Option(help="Weight decay of b_dec in the solve.")] = 0.0,
     ridge: Annotated[
-        str, typer.Option(help="Ridge of the solves, relative to the codes' mean square: auto (by validation), or a number.")
+        str,
+        typer.Option(
+            help="Ridge of the last solve, and pull towards the present decoder in those before, relative to the codes' mean variance: auto (by validation; 0.1 in training), or a number."
+        ),
     ] = "auto",
     decoder_steps: Annotated[
         bool,
@@ -228,7 +286,7 @@ def train(
         ),
     ] = True,
     solve_every: Annotated[
-        int | None, typer.Option(help="Batches between two solves. [default: one in a memory's length]")
+        int | None, typer.Option(parser=quantity, help="Batches between two solves. [default: one in a memory's length]")
     ] = None,
     memory_rows: Annotated[
         int | None, typer.Option(parser=quantity, help="Rows the statistics remember. [default: 6 per latent]")
@@ -256,17 +314,17 @@ def train(
     opened = stores.open(store)
     chosen = opened.site(site)
     d_sae = latents or expansion * chosen.d
-    rows = tokens or (epochs or 1) * opened.split_rows("train")
+    rows = tokens if tokens is not None else (epochs or 1) * opened.split_rows("train")  # parsed ones are at least 1
+    rate = _unless_auto(lr, float, "--lr")
     size = _unless_auto(batch_size, parse_quantity, "--batch-size") or auto_batch_size(rows)
     config = TrainConfig(
         method=method, activation=activation, d_sae=d_sae, k=k if activation == "topk" else None,  # type: ignore[arg-type]
         l1=(5.0 if l1 is None else l1) if activation == "relu" else 0.0, rows=rows, batch_size=size,
-        lr=_unless_auto(lr, float, "--lr") or auto_lr(chosen.d), encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec,
+        lr=auto_lr(chosen.d) if rate is None else rate, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec,
         nu_dec=nu_dec, alpha=alpha, beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every,
         memory_rows=memory_rows, last_solve=(method == "pam") if last_solve is None else last_solve, seed=seed,
     )  # fmt: skip
     out = out or _free_run_name(store, method)
-    _replace(out, force)
     out_console.print(
         f"{method} on {chosen.name} of {store}: {format_count(rows)} rows ({rows / opened.split_rows('train'):.2g} epochs), {config.steps:,} steps of "
         f"{size}, {d_sae:,} latents, {f'k={k}' if activation == 'topk' else f'l1={config.l1:g}'}, lr {config.lr:.2g}, seed {seed} -> {out}",
@@ -275,7 +333,7 @@ def train(
     from .report.tables import print_results
 
     with _TrainBar(config.rows) as bar:
-        result = run(opened, chosen.name, config, out, choose_device(device), bar.report)
+        result = run(opened, chosen.name, config, out, choose_device(device), bar.report, force)
     print_results(out_console, {method: result.summary})
     warning = (result.summary["last_solve"] or {}).get("warning")
     if warning:
@@ -307,7 +365,7 @@ def evaluate(
         raise typer.BadParameter("--split is held_out, train or all")
     on = choose_device(device)
     loaded, opened = load_sae(sae, on), stores.open(store)
-    chosen = opened.site(site or _site_of(loaded.config.metadata, opened))
+    chosen = opened.site(site or _site_of(loaded, opened))
     if chosen.d != loaded.config.d_in:
         raise SplinterpError(
             f"The SAE in {sae} takes rows of width {loaded.config.d_in}, but {chosen.name} of {store} has {chosen.d}; name another --site."
@@ -329,7 +387,7 @@ def evaluate(
         bridge, batches = evaluation_batches(model, text, tokens, **as_harvested, revision=revision, device=device)
         figures |= cross_entropies(bridge, chosen.name, loaded, chosen.mean, batches)._asdict()
     if as_json:
-        print(json.dumps(figures))
+        print(json.dumps({key: _number(value) for key, value in figures.items()}, allow_nan=False))
         return
     from .report.tables import print_figures
 
@@ -372,6 +430,11 @@ def _shown(figures: dict[str, Any]) -> str:
     )
 
 
+def _number(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _unless_auto(text: str, parse: Callable[[str], T], option: str) -> T | None:
     try:
         return None if text == "auto" else parse(text)
@@ -391,18 +454,16 @@ def _say_store(store: Store, asked: int | None = None) -> None:
         )  # fmt: skip
 
 
-def _site_of(metadata: dict[str, Any], store: Store) -> str | None:
-    """The site that an SAE says it belongs to, if the store has it."""
-    return metadata.get("hook_name") if metadata.get("hook_name") in store.sites else None
+def _site_of(sae: SAE, store: Store) -> str | None:
+    """The site that an SAE says it belongs to; none if it says nothing, or the store has just one."""
+    name = sae.config.metadata.get("hook_name")
+    if isinstance(name, str) and name not in store.sites:
+        raise SplinterpError(
+            f"The SAE belongs to {name}, and {store.path} has {', '.join(store.sites)}; if you mean it, name one with --site."
+        )
+    return name if isinstance(name, str) else None
 
 
 def _free_run_name(store: Path, method: str) -> Path:
     name = f"{store.name.removesuffix('.zarr')}-{method}-{datetime.now():%Y%m%d-%H%M%S}"
     return Path("runs") / name
-
-
-def _replace(out: Path, force: bool) -> None:
-    from .train import remove_run
-
-    if force and out.exists():
-        remove_run(out)

@@ -13,11 +13,12 @@ from rich.table import Table
 from . import harvest as stage
 from . import store as stores
 from .devices import choose_device
+from .errors import Interrupted, SplinterpError
 from .progress import Bar
 from .quantities import format_count
 from .report import print_contexts, top_contexts
 from .report.tables import harvest_figures, print_plan, print_results
-from .train import TrainConfig, auto_batch_size, auto_lr, remove_run, train
+from .train import TrainConfig, auto_batch_size, auto_lr, train
 
 TOKENS, LAYER, LATENTS, K = 500_000, 2, 1536, 32
 
@@ -28,8 +29,9 @@ def run_demo(out: Path, console: Console) -> None:
     times: dict[str, tuple[float, int]] = {}
 
     started = time.monotonic()
-    store = _store(out / "acts.zarr", console)
-    times["harvest"] = (time.monotonic() - started, store.rows)
+    store, harvested = _store(out / "acts.zarr", console)
+    if harvested:
+        times["harvest"] = (time.monotonic() - started, harvested)
 
     site = store.site(None).name
     rows = store.split_rows("train")
@@ -46,8 +48,6 @@ def run_demo(out: Path, console: Console) -> None:
     results = {}
     for name, method in (("PAM-SGD", "pam"), ("Adam", "adam")):
         directory = out / f"run-{method}"
-        if directory.exists():
-            remove_run(directory)
         one = replace(config, method=method)
         started = time.monotonic()
         with Bar(name, rows) as bar:
@@ -56,7 +56,9 @@ def run_demo(out: Path, console: Console) -> None:
                 shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
                 bar.update(done, shown, description=f"{name}: {stage}", total=total)
 
-            results[name] = train(store, site, one, directory, choose_device("auto"), report)
+            results[name] = train(store, site, one, directory, choose_device("auto"), report, force=True)
+        if results[name].summary["interrupted"]:
+            raise Interrupted(f"Stopped early; {directory} holds the SAE as it was then.")
         times[name] = (time.monotonic() - started, rows)
         summaries[name] = results[name].summary
     adam = summaries.pop("Adam")  # its own figures are those before the solve that our method adds
@@ -82,16 +84,21 @@ def run_demo(out: Path, console: Console) -> None:
     )  # fmt: skip
 
 
-def _store(path: Path, console: Console) -> stores.Store:
-    """The demo's store: harvested now, or found whole from an earlier demo."""
+def _store(path: Path, console: Console) -> tuple[stores.Store, int]:
+    """The demo's store, harvested now or found whole from an earlier demo; and how many rows were harvested now."""
     config = stage.HarvestConfig(layers=(LAYER,), tokens=TOKENS, out=path, resume=path.exists())
     if path.exists():
         found = stores.open(path, unfinished=True)
+        told = found.attributes
+        if (told.get("model"), told.get("dataset")) != (config.model, config.dataset_name) or tuple(
+            found.sites
+        ) != config.sites:
+            raise SplinterpError(f"{path} is not the store of a demo; give the demo another --out.")
         if found.status == "complete":
             console.print(f"The store of an earlier demo is used again: {path}, {found.rows:,} rows.", highlight=False)
-            return found
+            return found, 0
         console.print(f"An interrupted harvest is resumed: {path}.", highlight=False)
     planned = stage.plan(config)
     print_plan(console, planned)
     with Bar("harvest", TOKENS, unit="tokens") as bar:
-        return stage.harvest(config, lambda done, figures: bar.update(done, harvest_figures(figures)), planned=planned)
+        return stage.harvest(config, lambda done, figures: bar.update(done, harvest_figures(figures)), planned=planned), TOKENS

@@ -20,10 +20,12 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that it was not built for
-        raise SplinterpError(f"There is no device '{name}' here; use --device auto or cpu.") from error
-    return device
+        if device.type in ("cpu", "cuda"):  # others lack float64, which the solves need
+            torch.empty(0, device=device)
+            return device
+    except (RuntimeError, AssertionError):  # torch raises either for a device that it was not built for
+        pass
+    raise SplinterpError(f"There is no device '{name}' to use here; use --device auto, cpu, cuda or cuda:N.")
 
 
 # Weights of a matrix below which a product with it is too short to share out.

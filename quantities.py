@@ -7,7 +7,7 @@ import re
 from .errors import SplinterpError
 
 _FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
-_QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,12})?)([kmb]?)", re.IGNORECASE)
+_QUANTITY = re.compile(r"(\d{1,15}|\d{1,3}(?:[_,]\d{3}){1,5})(?:\.(\d{1,12}))?([kmb]?)", re.IGNORECASE)
 
 
 def parse_quantity(text: str) -> int:
@@ -16,11 +16,15 @@ def parse_quantity(text: str) -> int:
     Raises:
         SplinterpError: not a positive whole number in this notation.
     """
-    match = _QUANTITY.fullmatch(text.strip().replace("_", "").replace(",", ""))
+    match = _QUANTITY.fullmatch(text.strip())
     if match is None:
         raise SplinterpError(f"'{text}' is not a number; write for example 20000, 10k, 1M or 2.5B.")
-    digits, suffix = match.groups()
-    value = round(float(digits) * _FACTORS[suffix.lower()]) if "." in digits else int(digits) * _FACTORS[suffix.lower()]
+    whole, fraction, suffix = match.groups(default="")
+    factor = _FACTORS[suffix.lower()]
+    value, rest = int(re.sub("[_,]", "", whole)) * factor, int(fraction or 0) * factor
+    if rest % 10 ** len(fraction):
+        raise SplinterpError(f"'{text}' is not a whole number; write for example 20000, 10k, 1M or 2.5B.")
+    value += rest // 10 ** len(fraction)
     if value < 1:
         raise SplinterpError(f"'{text}' must be at least 1.")
     return value
@@ -29,17 +33,22 @@ def parse_quantity(text: str) -> int:
 def format_count(n: float) -> str:
     """1234567 -> '1.23M'."""
     for factor, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(n) >= factor:
-            return f"{n / factor:.3g}{suffix}"
-    return f"{n:.3g}"
+        if abs(n) >= 0.9995 * factor:
+            return f"{_three_digits(n / factor)}{suffix}"
+    return _three_digits(n)
 
 
 def format_bytes(n: float) -> str:
     """1234567 -> '1.18 MiB'."""
     for factor, suffix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if abs(n) >= factor:
-            return f"{n / factor:.3g} {suffix}"
+        if abs(n) >= 0.9995 * factor:
+            return f"{_three_digits(n / factor)} {suffix}"
     return f"{n:.0f} B"
+
+
+def _three_digits(x: float) -> str:
+    """1.234 -> '1.23', 1010.4 -> '1010'."""
+    return f"{x:.3g}" if abs(x) < 999.5 else f"{x:.0f}"
 
 
 def format_seconds(s: float) -> str:

@@ -34,7 +34,18 @@ def cross_entropies(
         mean: [d_in], what ablation puts in place of every row.
         batches: (token ids [B, T] on the model's device, mask [B, T]: True where rows are replaced). Where rows are left out of harvests
             (BOS), the model keeps its own.
+
+    Raises:
+        SplinterpError: the model lacks the hook, or is of another width; or there is no text.
     """
+    if hook_name not in bridge.hook_dict:  # TransformerLens 3.9 takes a hook on an unknown name without a word
+        raise SplinterpError(
+            f"The model has no hook {hook_name}, so the SAE cannot be put in place there; give the model that was harvested."
+        )
+    if bridge.cfg.d_model != sae.config.d_in:
+        raise SplinterpError(
+            f"The model's rows are {bridge.cfg.d_model} wide and the SAE's {sae.config.d_in}; give the model that was harvested."
+        )
     device = sae.W_enc.device
     replaced_at: list[Tensor] = []  # the current batch's mask
 

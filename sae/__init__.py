@@ -2,7 +2,7 @@
 
 from .codes import Codes, SparseCodes, decode, fired_counts, l0, to_csr, to_dense, to_double
 from .files import load_sae, save_sae
-from .model import SAE, SAEConfig, normalised_gauge, select_topk
+from .model import SAE, SAEConfig, select_topk
 
 __all__ = [
     "SAE",
@@ -13,7 +13,6 @@ __all__ = [
     "fired_counts",
     "l0",
     "load_sae",
-    "normalised_gauge",
     "save_sae",
     "select_topk",
     "to_csr",

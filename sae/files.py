@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from ..errors import SAEError
 from .model import SAE, SAEConfig
@@ -25,7 +25,9 @@ def save_sae(sae: SAE, directory: Path) -> None:
     tensors = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     if sae.threshold is not None:
         tensors["threshold"] = sae.threshold
-    save_file({k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}, directory / WEIGHTS)
+    temporary = directory / (WEIGHTS + ".tmp")
+    temporary.write_bytes(save({k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}))
+    temporary.replace(directory / WEIGHTS)
     config = sae.config
     cfg: dict[str, Any] = {
         "architecture": config.architecture,
@@ -50,6 +52,8 @@ def load_sae(directory: Path, device: str | torch.device = "cpu") -> SAE:
         SAEError: no such directory, not an SAE, damaged, or of a kind that is not supported.
     """
     config_path, weights_path = directory / CONFIG, directory / WEIGHTS
+    if directory.is_file():
+        raise SAEError(f"{directory} is a file; give the directory that holds {CONFIG} and {WEIGHTS}.")
     if not directory.exists():
         raise SAEError(f"There is no SAE at {directory}; give a run directory, or any directory in SAELens's format.")
     if not config_path.is_file() or not weights_path.is_file():
@@ -77,20 +81,36 @@ def load_sae(directory: Path, device: str | torch.device = "cpu") -> SAE:
 
 
 def _config(cfg: dict[str, Any], directory: Path) -> SAEConfig:
-    for key, plain in (("normalize_activations", "none"), ("reshape_activations", "none")):
-        if cfg.get(key, plain) != plain:
+    for key, plain in (
+        ("normalize_activations", "none"),
+        ("reshape_activations", "none"),
+        ("finetuning_scaling_factor", False),
+    ):
+        if cfg.get(key, plain) not in (plain, None):
             raise SAEError(
                 f"The SAE in {directory} uses {key}={cfg[key]}, which is not supported; fold it into the weights first."
             )
+    # SAELens before version 6: the activation by name, its k apart, the metadata at the top level.
+    architecture, k = cfg.get("architecture", "standard"), cfg.get("k")
+    activation = cfg.get("activation_fn_str", cfg.get("activation_fn", "relu"))
+    if activation == "topk":
+        architecture, k = "topk", k if k is not None else (cfg.get("activation_fn_kwargs") or {}).get("k")
+    elif activation != "relu":
+        raise SAEError(
+            f"The SAE in {directory} uses the activation {activation!r}, which is not supported; known are relu and topk."
+        )
+    metadata = {
+        key: cfg[key] for key in ("model_name", "hook_name", "dataset_path", "context_size") if cfg.get(key) is not None
+    }
     try:
         return SAEConfig(
-            architecture=cfg["architecture"],
+            architecture=architecture,
             d_in=int(cfg["d_in"]),
             d_sae=int(cfg["d_sae"]),
-            k=int(cfg["k"]) if cfg.get("k") is not None else None,
+            k=int(k) if k is not None else None,
             apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
             rescale_acts_by_decoder_norm=bool(cfg.get("rescale_acts_by_decoder_norm", False)),
-            metadata=dict(cfg.get("metadata") or {}),
+            metadata=metadata | dict(cfg.get("metadata") or {}),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise SAEError(f"{directory / CONFIG} is not a configuration that is understood: {error!r}.") from error

@@ -5,7 +5,7 @@ zeroes what does not exceed a threshold.
 
 The gauge. For every latent, scaling its encoder column and bias by s > 0 and its decoder row by 1/s leaves x̂ as it is (for TopK as long
 as the same latents are selected). One convention settles it, here: while training, decoder rows have unit norm, so that a pre-activation
-is the size of the latent's contribution and top-k compares contributions (`normalised_gauge`). A solve over finished codes may leave
+is the size of the latent's contribution and top-k compares contributions. A solve over finished codes may leave
 other norms: the selection belongs to the encoder and is not touched by it.
 """
 
@@ -149,11 +149,3 @@ def select_topk(pre: Tensor, k: int) -> SparseCodes:
     """The k largest pre-activations a row, then ReLU: [N, d_sae] -> SparseCodes [N, k]."""
     values, indices = pre.topk(k, dim=1, sorted=False)
     return SparseCodes(indices, values.relu())
-
-
-def normalised_gauge(norms: Tensor, tiny: float = 1e-8) -> Tensor:
-    """Factors [d_sae] for the encoder's columns and biases (and divisors of the decoder's rows) that give decoder rows unit norm.
-
-    Rows of (nearly) zero norm keep theirs: factor 1.
-    """
-    return torch.where(norms > tiny, norms, torch.ones_like(norms))

@@ -52,15 +52,21 @@ def test_strongest_rows_are_the_largest_codes_of_the_whole_store(store, architec
 def test_contexts_are_the_text_around_the_row(store, texts, tokenizer):
     latents = top_contexts(random_sae(), store, store.site(None).name, n_latents=5, per_latent=3, width=4)
     assert 0 < len(latents) <= 5
-    everything = "".join(texts)
+    strongest = strongest_rows(random_sae(), store, store.site(None).name)
+    token_ids = store.column("token_id")
+    checked = 0
     for latent in latents:
         values = [c.value for c in latent.contexts]
         assert values == sorted(values, reverse=True)
         assert 0 < latent.density < 0.5
         for context in latent.contexts:
-            assert context.token
-            if "\ufffd" not in context.before + context.token + context.after:  # a character cut between two tokens
-                assert context.before.strip() in everything or context.after.strip() in everything
+            row = strongest.rows[latent.latent][np.isclose(strongest.values[latent.latent], context.value)][0]
+            assert context.token == tokenizer.decode([token_ids[row]])
+            whole = context.before + context.token + context.after
+            if "\ufffd" not in whole:  # a character cut between two tokens
+                assert any(whole in joined for joined in ("".join(texts), *texts))
+                checked += 1
+    assert checked
 
 
 def test_latents_that_fire_everywhere_or_hardly_ever_are_not_interesting():

@@ -175,7 +175,7 @@ MISTAKES = [
     ({"model": "a/b/c"}, ModelError, "There is no model directory a/b/c"),
     ({"model": "nobody/no-such-model"}, ModelError, r"nobody/no-such-model is not on this machine and huggingface\.co"),
     ({"model": "gemma-2-2b", "revision": "no-such"}, ModelError, r"google/gemma-2-2b is not on this machine"),
-    ({"device": "no-such"}, SplinterpError, "There is no device 'no-such' here"),
+    ({"device": "no-such"}, SplinterpError, "There is no device 'no-such' to use here"),
     ({"revision": "main"}, ModelError, "is a directory, so it has no revision"),
     ({"dataset": "missing.txt"}, TextError, "There is no file or directory missing.txt"),
     ({"text_column": "body"}, TextError, "There is no column 'body' in .* only id, text"),

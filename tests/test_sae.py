@@ -101,13 +101,12 @@ def test_saelens_loads_what_we_save(architecture, tmp_path):
     assert theirs.cfg.metadata.hook_name == "blocks.2.hook_resid_post"
 
 
-@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu"])
+@pytest.mark.parametrize(
+    ("architecture", "rescale"), [("topk", False), ("topk", True), ("standard", False), ("jumprelu", False)]
+)
 @pytest.mark.parametrize("b_dec_in", [False, True])
-@pytest.mark.parametrize("rescale", [False, True])
 def test_we_load_what_saelens_saves(architecture, b_dec_in, rescale, tmp_path):
     sae_lens = pytest.importorskip("sae_lens")
-    if rescale and architecture != "topk":
-        pytest.skip("only top-k SAEs have this convention")
     extra = {"k": K, "rescale_acts_by_decoder_norm": rescale} if architecture == "topk" else {}
     kinds = {"topk": "TopKSAE", "standard": "StandardSAE", "jumprelu": "JumpReLUSAE"}
     kind = getattr(sae_lens, kinds[architecture])
@@ -120,6 +119,25 @@ def test_we_load_what_saelens_saves(architecture, b_dec_in, rescale, tmp_path):
     ours = load_sae(tmp_path)
     assert (theirs.encode(x) - dense(ours, x)).abs().max() <= 1e-5
     assert (theirs(x) - ours(x)).abs().max() <= 1e-4
+
+
+def test_saelens_files_of_before_version_6_are_read_as_saelens_reads_them(tmp_path):
+    sae_lens = pytest.importorskip("sae_lens")
+    sae, x = random_sae("topk"), rows()
+    save_sae(sae, tmp_path)
+    old = {
+        "architecture": "standard", "d_in": D_IN, "d_sae": D_SAE, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": False,
+        "activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}, "normalize_activations": "none", "finetuning_scaling_factor": False,
+        "hook_name": "blocks.1.hook_resid_post", "model_name": "gpt2", "hook_layer": 1, "context_size": 64, "prepend_bos": True,
+        "dataset_path": "text", "sae_lens_training_version": None,
+    }  # fmt: skip
+    (tmp_path / "cfg.json").write_text(json.dumps(old))
+    ours, theirs = load_sae(tmp_path), sae_lens.SAE.load_from_disk(str(tmp_path))
+    assert (theirs.encode(x) - dense(ours, x)).abs().max() <= 1e-5
+    assert ours.config.metadata["hook_name"] == "blocks.1.hook_resid_post"
+    (tmp_path / "cfg.json").write_text(json.dumps(old | {"activation_fn_str": "tanh-relu"}))
+    with pytest.raises(SAEError, match="tanh-relu"):
+        load_sae(tmp_path)
 
 
 def test_mistakes_have_their_sentences(tmp_path):

@@ -125,19 +125,51 @@ def test_a_latent_without_codes_keeps_its_decoder_row():
 
 @pytest.mark.parametrize("decoder_steps", [True, False])
 def test_every_solve_is_the_minimiser_of_its_statistics(store, decoder_steps):
-    """After a solve (in any gauge) no decoder does better on the remembered rows, the anchor counted."""
-    pam = PAM(D_IN, config(solve_every=1, ridge=0.0, decoder_steps=decoder_steps), CPU)
-    for i, x in enumerate(Rows.of(store, SITE, CPU).training(256, 5120, seed=0)):
-        pam.step(x, 1e-2)
-        if i < 5:
-            continue  # the first few batches leave latents that never fired
-        w, s = pam.weights, pam.statistics
-        W, b = w.W_dec.detach(), w.b_dec.detach()
-        least = s.loss(W, b)
-        for seed in range(3):
-            torch.manual_seed(seed)
-            assert s.loss(W + 1e-2 * torch.randn_like(W), b) > least
+    """After a solve, in whatever gauge, the gradient of the remembered rows' loss is zero; without one it is not."""
+    for solve_every, at_rest in ((1, True), (10**9, False)):
+        pam = PAM(D_IN, config(solve_every=solve_every, ridge=1e-9, decoder_steps=decoder_steps), CPU)
+        for i, x in enumerate(Rows.of(store, SITE, CPU).training(256, 5120, seed=0)):
+            pam.step(x, 1e-2)
+            if i < 5:
+                continue  # the first few batches leave latents that never fired
+            W, b, s = pam.weights.W_dec.detach().double(), pam.weights.b_dec.detach().double(), pam.statistics
+            gradient = s.gram @ W + torch.outer(s.sum_z, b) - s.cross
+            assert (gradient.norm() < 1e-4 * s.cross.norm()) == at_rest
+        assert torch.allclose(pam.weights.W_dec.norm(dim=1), torch.ones(D_SAE), atol=1e-5)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_a_latent_that_has_not_fired_keeps_a_row_of_unit_norm(store, ridge):
+    """Without a ridge the solve gives such a latent a row of zeros, which cannot be brought back to unit norm."""
+    pam = PAM(D_IN, config(solve_every=2, ridge=ridge, aux_coefficient=0.0), CPU)
+    with torch.no_grad():
+        pam.weights.b_enc[:20] = -100.0
+    for x in Rows.of(store, SITE, CPU).training(256, 2560, seed=0):
+        pam.step(x, 1e-3)
     assert torch.allclose(pam.weights.W_dec.norm(dim=1), torch.ones(D_SAE), atol=1e-5)
+
+
+def test_alpha_does_not_compound_from_solve_to_solve(store):
+    """The shrinkage of a solve must not enter the encoder, or the next solve shrinks again."""
+    pam = PAM(D_IN, config(alpha=300.0, ridge=0.0, decoder_steps=False), CPU)
+    x = next(Rows.of(store, SITE, CPU).training(2048, 2048, seed=0))
+    pam.statistics.add(x, pam.weights.encode(x))
+    W = []
+    for _ in range(5):
+        pam._take(pam._solve())
+        W.append(pam.weights.W_dec.detach().clone())
+    assert torch.allclose(W[0], W[-1], atol=1e-4)
+    assert torch.equal(pam.weights.encode(x).values, PAM(D_IN, config(), CPU).weights.encode(x).values)
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(40_000, 256), (25_000, 4096), (1000, 128), (11_000, 128), (7, 3)])
+def test_epochs_that_do_not_divide_into_batches_give_the_planned_steps(store, rows, batch):
+    """An epoch's remainder once made a step of its own: the schedule ran out, and the rate went below zero."""
+    sizes = [len(x) for x in Rows.of(store, SITE, CPU).training(batch, rows, seed=0)]
+    assert len(sizes) == config(rows=rows, batch_size=batch).steps
+    assert sum(sizes) == rows
+    assert set(sizes[:-1]) <= {batch}
+    assert lr_factor(len(sizes) + 5, len(sizes)) == 0
 
 
 def test_solve_only_in_full_batches_with_all_memory_descends(store):
@@ -283,8 +315,9 @@ def test_a_run_is_never_overwritten_and_force_takes_only_runs(store, tmp_path):
     (tmp_path / "precious").mkdir()
     with pytest.raises(SplinterpError, match="not a run directory"):
         remove_run(tmp_path / "precious")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
     remove_run(tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
 
 def test_divergence_is_told_and_writes_no_sae(store, tmp_path):
@@ -304,13 +337,25 @@ def test_ctrl_c_keeps_the_sae_so_far(store, tmp_path):
     assert load_sae(tmp_path / "run").config.d_sae == D_SAE
 
 
-def test_ctrl_c_in_the_last_solve_says_that_there_is_no_sae(store, tmp_path):
+def test_ctrl_c_in_the_last_solve_keeps_the_sae_as_trained(store, tmp_path):
     def interrupt(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
         if stage == "last solve":
             raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match="before there was an SAE"):
+    with pytest.raises(Interrupted, match="holds the SAE as trained"):
         train(store, None, config(rows=1000), tmp_path / "run", progress=interrupt)
+    assert load_sae(tmp_path / "run").config.d_sae == D_SAE
+
+
+def test_a_last_step_that_diverges_is_told(store, tmp_path):
+    with pytest.raises(SplinterpError, match="diverged by step 1"):
+        run(store, tmp_path, config("adam", rows=100, lr=1e38))
+
+
+def test_too_many_latents_for_the_memory_are_a_sentence(store, tmp_path):
+    with pytest.raises(SplinterpError, match="not enough memory for 3,000,000 latents"):
+        run(store, tmp_path, config(d_sae=3_000_000))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -324,6 +369,8 @@ def test_ctrl_c_in_the_last_solve_says_that_there_is_no_sae(store, tmp_path):
         ({"lr": float("nan")}, "lr=nan"),
         ({"alpha": -1.0}, "alpha=-1"),
         ({"ridge": -1.0}, "ridge=-1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"d_sae": 0}, "d_sae=0"),
         ({"memory_rows": 0}, "memory_rows=0"),
     ],
 )

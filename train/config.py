@@ -70,13 +70,13 @@ class TrainConfig:
             raise SplinterpError(f"--method {self.method} is unknown; choose one of {', '.join(get_args(Method))}.")
         if self.activation not in get_args(Activation):
             raise SplinterpError(f"--activation {self.activation} is unknown; choose one of {', '.join(get_args(Activation))}.")
+        for name in ("d_sae", "rows", "batch_size", "encoder_steps", "dead_after"):
+            if getattr(self, name) < 1:
+                raise SplinterpError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.activation == "topk" and (self.k is None or not 1 <= self.k <= self.d_sae):
             raise SplinterpError(
                 f"k={self.k} must be between 1 and the number of latents, {self.d_sae}; lower --k or raise --latents."
             )
-        for name in ("d_sae", "rows", "batch_size", "encoder_steps", "dead_after"):
-            if getattr(self, name) < 1:
-                raise SplinterpError(f"{name}={getattr(self, name)} must be at least 1.")
         for name in ("solve_every", "memory_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise SplinterpError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -86,6 +86,8 @@ class TrainConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise SplinterpError(f"{name}={value} must be zero or positive.")
+        if not 0 <= self.seed < 2**63:
+            raise SplinterpError(f"seed={self.seed} must be between 0 and 2^63 - 1.")
         if self.lr == 0:
             raise SplinterpError("lr=0 would train nothing; give a positive --lr or leave it out.")
 

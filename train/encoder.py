@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..sae import SAE, Codes, SAEConfig, decode, normalised_gauge, select_topk
+from ..sae import SAE, Codes, SAEConfig, decode, select_topk
 from .config import TrainConfig
 from .dead import DeadLatents, auxk_loss
+
+NO_ROW = 1e-8  # the norm up to which a solved row counts as none
 
 
 class Weights:
@@ -62,14 +64,18 @@ class Weights:
         """Take a solved decoder [d_sae, d_in], [d_in], its rows brought back to unit norm.
 
         Returns the factors [d_sae] by which all codes grow, because the encoder is scaled so that the reconstructions stay; or None if
-        the encoder was left alone. That is so with ReLU: the solve undoes the shrinkage that L1 asked for, and an encoder scaled up
-        accordingly would be shrunk again, and so on; measured, L0 then falls without end. Unit norms without it, as in the method of
-        optimal directions, keep the balance between the two losses; the last solve makes good the shrinkage.
+        the encoder was left alone. That is so where a penalty shrinks, or else the encoder would take the shrinkage over and be shrunk
+        again at the next solve, without end (measured: L0 falls with ReLU and L1, the FVU rises to 1 with α). Unit norms without it, as in
+        the method of optimal directions, keep the balance between the losses; the last solve makes good the shrinkage.
         """
-        norms = normalised_gauge(W_dec.norm(dim=1))
-        self.W_dec.copy_(W_dec / norms[:, None])
+        norms = W_dec.norm(dim=1)
+        solved = norms > NO_ROW
+        norms = torch.where(solved, norms, 1)
+        self.W_dec.copy_(
+            torch.where(solved[:, None], W_dec / norms[:, None], self.W_dec)
+        )  # a latent that did not fire keeps its row
         self.b_dec.copy_(b_dec)
-        if self.config.activation == "relu":
+        if self.config.activation == "relu" or self.config.alpha:
             return None
         self.W_enc.mul_(norms)
         self.b_enc.mul_(norms)

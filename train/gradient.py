@@ -68,4 +68,4 @@ class GradientSteps:
             W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
         self.optimizer.step()
         if self.decoder:
-            W_dec /= W_dec.norm(dim=1, keepdim=True)
+            W_dec /= W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12)

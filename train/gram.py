@@ -96,12 +96,18 @@ class Statistics:
     def merge(self, other: Statistics) -> Statistics:
         """The statistics of both sets of rows, as new statistics."""
         merged = Statistics(self.d_in, self.d_sae, self._gram.device)
-        for part in (self._settled(), other._settled()):
-            for name in ("_gram", "_cross", "_sum_z", "_sum_x"):
-                getattr(merged, name).add_(getattr(part, name))
-            merged._sum_xx += part._sum_xx
-            merged._rows += part._rows
+        merged.absorb(self)
+        merged.absorb(other)
         return merged
+
+    def absorb(self, other: Statistics) -> None:
+        """Add the sums of other rows to these, in place."""
+        self._settled()
+        other._settled()
+        for name in ("_gram", "_cross", "_sum_z", "_sum_x"):
+            getattr(self, name).add_(getattr(other, name))
+        self._sum_xx += other._sum_xx
+        self._rows += other._rows
 
     def rescale_latents(self, factors: Tensor) -> None:
         """Change of gauge: the statistics as if every code of latent i had been multiplied by factors[i]; factors [d_sae]."""

@@ -49,15 +49,15 @@ def last_solve(
         progress: told the number of rows of each batch.
     """
     sae = sae.plain()
-    parts = [Statistics(sae.config.d_in, sae.config.d_sae, sae.W_enc.device) for _ in range(2)]
+    parts = [Statistics(sae.config.d_in, sae.config.d_sae, sae.W_enc.device) for _ in range(2 if ridge is None else 1)]
     for x in batches:
         apart = len(x) // VALIDATION_ONE_IN if ridge is None else 0
-        for part, some in zip(parts, (x[apart:], x[:apart]), strict=True):
+        for part, some in zip(parts, (x[apart:], x[:apart]), strict=False):  # nothing is set apart where the ridge is given
             if len(some):
                 part.add(some.double(), to_double(sae.encode(some)))
         if progress:
             progress(len(x))
-    fit, validation = parts
+    whole, validation = parts[0], parts[-1]  # the whole once the validation rows have joined
 
     def solve(statistics: Statistics, relative: float) -> Decoder:
         alpha = penalties.alpha + relative * mean_diagonal(statistics)
@@ -67,10 +67,11 @@ def last_solve(
     tried: dict[float, float] = {}
     if ridge is None and validation.rows and validation.variance() > 0:
         for relative in RIDGES:
-            decoder = solve(fit, relative)
+            decoder = solve(whole, relative)
             tried[relative] = validation.loss(decoder.W_dec, decoder.b_dec) / validation.variance()
     chosen = min(tried, key=lambda r: tried[r]) if tried else (1e-3 if ridge is None else ridge)
-    whole = fit.merge(validation) if validation.rows else fit
+    if validation is not whole:
+        whole.absorb(validation)
     if whole.rows == 0:
         raise SplinterpError("There are no training rows for the last solve.")
     decoder = solve(whole, chosen)

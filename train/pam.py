@@ -31,12 +31,14 @@ class PAM:
         self.statistics = Statistics(d_in, config.d_sae, device)
         self.memory_rows, self.solve_every = cadence(config)
         self.batches = 0
+        # With one small step a batch, and a decoder that follows by itself, the codes of the step's own forward pass will do.
+        self.fresh_enough = config.decoder_steps and config.encoder_steps == 1
 
     def step(self, x: Tensor, lr: float) -> StepFigures:
         """One batch of normalised rows x [N, d_in]."""
         figures = self.gradient.step(x, lr)  # (a)
         with torch.no_grad():  # (b)
-            codes = figures.codes if self.config.decoder_steps else self.weights.encode(x)
+            codes = figures.codes if self.fresh_enough else self.weights.encode(x)
             self.statistics.decay(max(0.0, 1 - len(x) / self.memory_rows))
             self.statistics.add(x, codes)
             self.batches += 1

@@ -40,14 +40,23 @@ class Rows:
         return x.to(self.device, torch.float32, copy=True).sub_(self.mean).div_(self.scale)
 
     def training(self, batch_size: int, total: int, seed: int) -> Iterator[Tensor]:
-        """Batches [≤ batch_size, d_in] of normalised training rows, `total` rows in all, epoch after epoch."""
-        left = total
+        """Batches [batch_size, d_in] of normalised training rows, `total` rows in all, epoch after epoch; only the last may be smaller.
+
+        What is left at an epoch's end is carried into the next epoch's first batch, so that there are ceil(total/batch_size) batches.
+        """
+        left, carried = total, torch.empty(0, len(self.mean), device=self.device)
         for epoch in count():
-            for x in self.store.batches(self.site, batch_size, seed=seed, epoch=epoch, split="train"):
-                yield self.normalise(x[:left])
-                left -= min(left, len(x))
-                if not left:
-                    return
+            for raw in self.store.batches(self.site, batch_size, seed=seed, epoch=epoch, split="train"):
+                x = self.normalise(raw)
+                if len(carried):
+                    x = torch.cat([carried, x])
+                while len(x) >= min(batch_size, left):
+                    size = min(batch_size, left)
+                    yield x[:size]
+                    left, x = left - size, x[size:]
+                    if not left:
+                        return
+                carried = x
 
     def once(self, split: Split, batch_size: int) -> Iterator[Tensor]:
         """Every row of a split ("train" or "held_out") once, in the store's order, in normalised batches."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,9 @@ from .. import __version__
 from ..devices import suitable_threads
 from ..errors import Interrupted, SplinterpError
 from ..evaluate.metrics import evaluate_rows
+from ..quantities import format_bytes
 from ..sae import SAE, l0, save_sae
+from ..sae.files import CONFIG, WEIGHTS
 from ..store import Store
 from .adam import AdamBaseline
 from .config import TrainConfig
@@ -53,44 +54,66 @@ def train(
     out: Path,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
+    force: bool = False,
 ) -> TrainResult:
     """Train one SAE on a site's training rows and leave a run directory `out`.
 
     The directory holds `cfg.json` and `sae_weights.safetensors` (SAELens's format, of raw rows), `run.json` (every setting, versions, the
     store's fingerprint), `metrics.jsonl` (one object a line, while training) and `summary.json` (figures on the held-out rows).
 
+    Ctrl-C ends training early; what is left of the work is then done with the encoder as it is. A second one leaves the SAE as trained.
+
+    Args:
+        force: replace the run in `out`, once everything that can be refused has been checked.
+
     Raises:
-        SplinterpError: `out` exists, the store lacks the site or has too few rows, or training diverged (the figures so far are kept).
+        SplinterpError: `out` exists, the store lacks the site or has too few rows, there is not the memory, or training diverged (the
+            figures so far are kept).
+        Interrupted: on a Ctrl-C before the first step, or in the last solve; says what is kept.
     """
     info = store.site(site)
     device = torch.device(device)
-    if out.exists():
+    if out.exists() and not force:
         raise SplinterpError(f"{out} exists already; give another --out, or --force to replace it.")
     if store.split_rows("train") < 1 or store.split_rows("held_out") < 1:
         raise SplinterpError(f"{store.path} has too few rows ({store.rows:,}) to keep some apart for evaluation; harvest more.")
     rows = Rows.of(store, info.name, device)
-    method = (PAM if config.method == "pam" else AdamBaseline)(info.d, config, device)
-    out.mkdir(parents=True)
+    method = _start(config, info.d, device)
+    # Whatever can be refused has been: only now does an old run make room.
+    if out.exists():
+        remove_run(out)
+    out.mkdir(parents=True, exist_ok=True)
     write_json(out / RUN, describe(store, info.name, config, device))
 
-    try:
-        started = time.monotonic()
-        with suitable_threads(info.d * config.d_sae, device), (out / METRICS).open("w", encoding="utf-8") as log:
-            done, steps, interrupted = _loop(method, rows, config, log, progress)
-        seconds = {"train": time.monotonic() - started}
+    def finished(sae: SAE) -> SAE:
+        return _with_metadata(sae.fold_normalisation(rows.mean, rows.scale), store, info.name)
 
-        sae, solved, before = method.weights.sae(), None, None
+    started = time.monotonic()
+    with suitable_threads(info.d * config.d_sae, device):
+        try:
+            with (out / METRICS).open("w", encoding="utf-8") as log:
+                done, steps, interrupted = _loop(method, rows, config, log, progress)
+        except KeyboardInterrupt:
+            raise Interrupted(f"Interrupted before the first step was done; {out} holds no SAE.") from None
+    seconds = {"train": time.monotonic() - started}
+    sae, solved, before = method.weights.sae(), None, None
+    if not all(bool(t.isfinite().all()) for t in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)):
+        raise _diverged(steps, config)
+    dead = len(method.gradient.dead.indices())
+    del method  # its statistics and its optimiser's state make room for the last solve
+    save_sae(finished(sae), out)  # whatever happens now, this is kept
+    try:
+        figures = _evaluate(sae, rows)
         if config.last_solve:
-            before = _evaluate(sae, rows)
-            started = time.monotonic()
+            before, started = figures, time.monotonic()
             sae, solved = _last_solve(sae, rows, config, progress)
             seconds["last_solve"] = time.monotonic() - started
-        figures = _evaluate(sae, rows)
-        sae = _with_metadata(sae.fold_normalisation(rows.mean, rows.scale), store, info.name)
+            figures = _evaluate(sae, rows)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"Interrupted before there was an SAE to keep; {out} holds only the settings and the figures so far."
+            f"Interrupted; {out} holds the SAE as trained, without the last solve and without a summary."
         ) from None
+    sae = finished(sae)
     save_sae(sae, out)
     summary = {
         **figures,
@@ -99,7 +122,7 @@ def train(
         "steps": steps,
         "rows_trained": done,
         "rows_per_second": done / max(seconds["train"], 1e-9),
-        "dead_in_training": len(method.gradient.dead.indices()),
+        "dead_in_training": dead,
         "interrupted": interrupted,
         "seconds": seconds,
         "last_solve": asdict(solved) if solved else None,
@@ -107,6 +130,25 @@ def train(
     }
     write_json(out / SUMMARY, summary)
     return TrainResult(sae, out, summary)
+
+
+def _start(config: TrainConfig, d_in: int, device: torch.device) -> PAM | AdamBaseline:
+    """The method's state; a sentence where there is not the memory for it."""
+    try:
+        return (PAM if config.method == "pam" else AdamBaseline)(d_in, config, device)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it as it is
+        if "allocate" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
+            raise
+        needed = 8 * config.d_sae * (config.d_sae + d_in)
+        raise SplinterpError(
+            f"There is not enough memory for {config.d_sae:,} latents: the statistics alone take {format_bytes(needed)}; use fewer --latents."
+        ) from None
+
+
+def _diverged(step: int, config: TrainConfig) -> SplinterpError:
+    return SplinterpError(
+        f"Training diverged by step {step} (the loss or a weight is no number); lower --lr (it was {config.lr:g}). No SAE was written."
+    )
 
 
 def _loop(
@@ -127,9 +169,7 @@ def _loop(
             if (step + 1) % log_every and (step + 1) % evaluate_every and not last:
                 continue
             if not figures.loss < float("inf"):
-                raise SplinterpError(
-                    f"Training diverged at step {step + 1} (loss {figures.loss}); lower --lr (it was {config.lr:g}). No SAE was written."
-                )
+                raise _diverged(step + 1, config)
             shown = {
                 "fvu": window_error / (window_rows * x.shape[1]),  # rows have mean square 1 per dimension
                 "l0": l0(figures.codes),
@@ -208,16 +248,19 @@ def describe(store: Store, site: str, config: TrainConfig, device: torch.device)
 
 
 def remove_run(directory: Path) -> None:
-    """Remove a run directory to make room for another.
+    """Remove a run's own files from its directory, and the directory if nothing else lies in it, to make room for another run.
 
     Raises:
-        SplinterpError: it is not a run directory, so that --force must not remove it.
+        SplinterpError: it is not a run directory, so that --force must not touch it.
     """
     if not (directory / RUN).is_file():
         raise SplinterpError(
             f"{directory} is not a run directory (it has no {RUN}), so that --force leaves it alone; give another --out."
         )
-    shutil.rmtree(directory)
+    for name in (WEIGHTS, CONFIG, METRICS, SUMMARY, RUN):  # the one that marks a run goes last
+        (directory / name).unlink(missing_ok=True)
+    if not any(directory.iterdir()) and not directory.is_symlink():
+        directory.rmdir()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -9,4 +9,4 @@ WARM_UP_AT_MOST = 1000  # steps
 def lr_factor(step: int, steps: int) -> float:
     """The factor on the peak rate at `step` (0-based) of `steps`."""
     warm_up = max(1, min(WARM_UP_AT_MOST, int(WARM_UP * steps)))
-    return min(1.0, (step + 1) / warm_up, (steps - step) / max(1.0, DECAY * steps))
+    return max(0.0, min(1.0, (step + 1) / warm_up, (steps - step) / max(1.0, DECAY * steps)))
