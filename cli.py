@@ -97,13 +97,13 @@ def harvest(
         str, typer.Option(help="tiny (embedded), a Hugging Face directory, or a name such as gpt2, gemma-2-2b.")
     ] = "tiny",
     layer: Annotated[
-        list[int] | None, typer.Option(help="Block to harvest at, from 0; may be repeated. [default: 2 for tiny]")
+        list[int] | None, typer.Option(help="Block to harvest at, from 0; may be repeated. \\[default: 2 for tiny]")
     ] = None,
     hook: Annotated[str, typer.Option(help="resid_post, resid_pre, resid_mid, mlp_out or attn_out.")] = "resid_post",
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="stdlib, a .txt or .jsonl file, a directory, or a hub data set. [default: stdlib for tiny, "
+            help="stdlib, a .txt or .jsonl file, a directory, or a hub data set. \\[default: stdlib for tiny, "
             "monology/pile-uncopyrighted for others]"
         ),
     ] = None,
@@ -158,9 +158,9 @@ def import_(
     ],
     out: Annotated[Path, typer.Option(help="The store to write.")],
     site: Annotated[
-        str | None, typer.Option(help="Name of the site in the store. [default: imported, or the source's own]")
+        str | None, typer.Option(help="Name of the site in the store. \\[default: imported, or the source's own]")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. [default: the files' own]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. \\[default: the files' own]")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the rows.")] = 0,
     force: ForceOption = False,
 ) -> None:
@@ -227,7 +227,7 @@ def subset(
     store: Annotated[Path, typer.Argument(help="A store.")],
     out: Annotated[Path, typer.Option(help="The store to write.")],
     rows: Annotated[
-        int | None, typer.Option(parser=quantity, help="How many, drawn at random. [default: all that match]")
+        int | None, typer.Option(parser=quantity, help="How many, drawn at random. \\[default: all that match]")
     ] = None,
     token_id: Annotated[list[int] | None, typer.Option(help="Keep this token; may be repeated.")] = None,
     position: Annotated[list[int] | None, typer.Option(help="Keep this position; may be repeated.")] = None,
@@ -251,17 +251,17 @@ def subset(
 def train(
     store: StoreOption,
     site: SiteOption = None,
-    out: Annotated[Path | None, typer.Option(help="The run directory. [default: runs/<store>-<method>-<date>]")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory. \\[default: runs/<store>-<method>-<date>]")] = None,
     method: Annotated[str, typer.Option(help="pam (closed-form decoder) or adam (the baseline).")] = "pam",
     activation: Annotated[str, typer.Option(help="topk or relu.")] = "topk",
     latents: Annotated[int | None, typer.Option(parser=quantity, help="Number of latents; instead of --expansion.")] = None,
     expansion: Annotated[int, typer.Option(parser=quantity, help="Latents per input dimension.")] = 8,
     k: Annotated[int, typer.Option(parser=quantity, help="Latents kept a row (topk).")] = 32,
-    l1: Annotated[float | None, typer.Option(help="Weight of the sparsity penalty (relu).  [default: 5]")] = None,
+    l1: Annotated[float | None, typer.Option(help="Weight of the sparsity penalty (relu).  \\[default: 5]")] = None,
     tokens: Annotated[
         int | None, typer.Option(parser=quantity, help="Rows to train on, epochs counted; instead of --epochs.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(parser=quantity, help="Passes over the training rows.  [default: 1]")] = None,
+    epochs: Annotated[int | None, typer.Option(parser=quantity, help="Passes over the training rows.  \\[default: 1]")] = None,
     batch_size: Annotated[str, typer.Option(help="Rows a step: auto (up to 4096, 500 steps wanted), or a number.")] = "auto",
     lr: Annotated[str, typer.Option(help="Peak learning rate: auto, or a number.")] = "auto",
     encoder_steps: Annotated[int, typer.Option(parser=quantity, help="M of Algorithm 3.1: gradient steps on each batch.")] = 1,
@@ -286,15 +286,15 @@ def train(
         ),
     ] = True,
     solve_every: Annotated[
-        int | None, typer.Option(parser=quantity, help="Batches between two solves. [default: one in a memory's length]")
+        int | None, typer.Option(parser=quantity, help="Batches between two solves. \\[default: one in a memory's length]")
     ] = None,
     memory_rows: Annotated[
-        int | None, typer.Option(parser=quantity, help="Rows the statistics remember. [default: 6 per latent]")
+        int | None, typer.Option(parser=quantity, help="Rows the statistics remember. \\[default: 6 per latent]")
     ] = None,
     last_solve: Annotated[
         bool | None,
         typer.Option(
-            "--last-solve/--no-last-solve", help="Solve the finished encoder's decoder over all rows. [default: for pam]"
+            "--last-solve/--no-last-solve", help="Solve the finished encoder's decoder over all rows. \\[default: for pam]"
         ),
     ] = None,
     device: DeviceOption = "auto",
@@ -349,7 +349,7 @@ def evaluate(
     site: SiteOption = None,
     split: Annotated[str, typer.Option(help="held_out, train or all.")] = "held_out",
     model: Annotated[str | None, typer.Option(help="Also take the cross-entropy of this model with the SAE in place.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Text for --model. [default: the store's]")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Text for --model. \\[default: the store's]")] = None,
     tokens: Annotated[int, typer.Option(parser=quantity, help="Tokens of text for --model.")] = 20_000,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
