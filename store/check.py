@@ -208,5 +208,5 @@ def unfinished_sentence(contents: Contents) -> str:
     """Says that a store is unfinished and how to get it finished."""
     source = contents.attributes.get("source")
     if source in ("import", "merge", "subset"):
-        return f"{contents.path} is unfinished: the {source} was interrupted; run `splinterp {source} ... --force` again."
-    return f"{contents.path} is unfinished: go on with `splinterp harvest ... --resume`."
+        return f"{contents.path} is unfinished; if the {source} was interrupted, run `splinterp {source} ... --force` again."
+    return f"{contents.path} is unfinished; if the harvest was interrupted, go on with `splinterp harvest ... --resume`."

@@ -102,11 +102,13 @@ def _is_free(path: Path) -> bool:
 
 def _taken(path: Path) -> StoreError:
     try:
-        unfinished = _saved_attributes(path).get("status") == "writing"
+        saved = _saved_attributes(path)
     except StoreError:
-        unfinished = False
-    if unfinished:
-        return StoreError(f"{path} exists already and is unfinished; go on with --resume, give another name or --force.")
+        saved = {}
+    if saved.get("status") == "writing":
+        # Only harvests can be resumed; imports, merges and subsets are begun again.
+        resume = "" if saved.get("source") else "go on with --resume, "
+        return StoreError(f"{path} exists already and is unfinished; {resume}give another name or --force.")
     return StoreError(f"{path} exists already; give another name or --force.")
 
 

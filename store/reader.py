@@ -58,7 +58,7 @@ def open_store(path: str | os.PathLike[str], *, unfinished: bool = False) -> Sto
         more = f" ({len(found) - 1} more; `splinterp verify` lists them)" if len(found) > 1 else ""
         raise StoreError(found[0] + more)
     if not lines:
-        raise StoreError(f"{contents.path} holds no rows yet; wait for its writer to commit the first chunk.")
+        raise StoreError(f"{contents.path} holds no rows yet: {unfinished_sentence(contents)}")
     return Store(contents, lines)
 
 

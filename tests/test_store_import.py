@@ -117,3 +117,19 @@ def test_an_interrupted_import_says_to_import_again(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match=r"splinterp import \.\.\. --force"):
         store.open(tmp_path / "s")
     assert store.import_files([tmp_path / "a.npy"], tmp_path / "s", force=True).rows == 300
+
+
+def test_an_interrupted_import_is_not_told_to_resume(tmp_path):
+    file = tmp_path / "x.npy"
+    np.save(file, np.zeros((2000, 8), np.float32))
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.import_files([file], tmp_path / "x.zarr", progress=interrupt)
+    with pytest.raises(StoreError, match="unfinished; give another name or --force"):
+        store.import_files([file], tmp_path / "x.zarr")
+    with pytest.raises(StoreError, match="run `splinterp import ... --force` again"):
+        store.open(tmp_path / "x.zarr")
+    assert store.import_files([file], tmp_path / "x.zarr", force=True).rows == 2000
