@@ -130,6 +130,6 @@ def test_an_interrupted_import_is_not_told_to_resume(tmp_path):
         store.import_files([file], tmp_path / "x.zarr", progress=interrupt)
     with pytest.raises(StoreError, match="unfinished; give another name or --force"):
         store.import_files([file], tmp_path / "x.zarr")
-    with pytest.raises(StoreError, match="run `splinterp import ... --force` again"):
+    with pytest.raises(StoreError, match=r"run `splinterp import \.\.\. --force` again"):
         store.open(tmp_path / "x.zarr")
     assert store.import_files([file], tmp_path / "x.zarr", force=True).rows == 2000

@@ -65,6 +65,6 @@ ANCHOR = 0.1
 
 def cadence(config: TrainConfig) -> tuple[int, int]:
     """(rows that the statistics remember, batches between two solves): six rows a latent, or the solve fits noise; one solve in a
-    memory's length. Twice as many were no better on real activations, half as many a little worse (bench/RESULTS.md)."""
+    memory's length (twice as many were no better when tried, half as many a little worse)."""
     memory = config.memory_rows or max(6 * config.d_sae, config.batch_size)
     return memory, config.solve_every or max(1, memory // config.batch_size)
