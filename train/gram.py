@@ -1,4 +1,5 @@
-"""The sufficient statistics of the decoder: sums over rows, so that they stream, merge by addition, and never hold N×d codes.
+"""The sufficient statistics of the decoder: sums over rows, so that they stream, merge by addition, and never hold the
+codes of all rows: of one batch at most (sparse on a CPU, dense on a GPU).
 
 Names as in Theorem C.1 of SplInterp (arXiv 2505.11836), one row of codes z [d_sae] to one row of activations x [d_in]:
 gram Σ z zᵀ, cross Σ z xᵀ, sum_z Σ z, sum_x Σ x, sum_xx Σ ‖x‖², rows N.

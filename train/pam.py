@@ -59,7 +59,7 @@ class PAM:
 
 
 # The ridge of solves within training, in units of the Gram matrix's mean diagonal and towards the current decoder, so that a latent that
-# has not fired in the window keeps its row. Tuned on real activations (bench/RESULTS.md).
+# has not fired in the window keeps its row. From 0.01 to 1 the finished SAEs were alike when tried on real activations.
 ANCHOR = 0.1
 
 
