@@ -421,13 +421,9 @@ class _TrainBar:
         self.bar.__exit__(*error)
 
     def report(self, stage: str, done: int, total: int, figures: dict[str, float]) -> None:
-        self.bar.update(done, _shown(figures), description=stage, total=total)
+        from .progress import shown
 
-
-def _shown(figures: dict[str, Any]) -> str:
-    return "  ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items()
-    )
+        self.bar.update(done, shown(figures), description=stage, total=total)
 
 
 def _number(value: Any) -> Any:

@@ -14,7 +14,7 @@ from . import harvest as stage
 from . import store as stores
 from .devices import choose_device
 from .errors import Interrupted, SplinterpError
-from .progress import Bar
+from .progress import Bar, shown
 from .quantities import format_count
 from .report import print_contexts, top_contexts
 from .report.tables import harvest_figures, print_plan, print_results
@@ -53,8 +53,7 @@ def run_demo(out: Path, console: Console) -> None:
         with Bar(name, rows) as bar:
 
             def report(stage: str, done: int, total: int, figures: dict[str, float], name: str = name, bar: Bar = bar) -> None:
-                shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
-                bar.update(done, shown, description=f"{name}: {stage}", total=total)
+                bar.update(done, shown(figures), description=f"{name}: {stage}", total=total)
 
             results[name] = train(store, site, one, directory, choose_device("auto"), report, force=True)
         if results[name].summary["interrupted"]:

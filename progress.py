@@ -55,3 +55,8 @@ class Bar:
     def update(self, done: int, figures: str = "", description: str | None = None, total: int | None = None) -> None:
         """Set how much is done, and what is shown beside it."""
         self._progress.update(self._task, completed=done, figures=figures, description=description, total=total)
+
+
+def shown(figures: dict[str, float]) -> str:
+    """Figures as they stand beside a bar: "fvu 0.1234  l0 32"."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
