@@ -6,23 +6,18 @@ so a batch of several blocks is well mixed, and a block is a read large enough f
 
 from __future__ import annotations
 
-import contextlib
-import os
 import queue
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
 
 from ..errors import StoreError
-from .layout import Array
+from .layout import BLOCK
 
-BLOCK = 256
 HELD_OUT_SHARE = 20
 HELD_OUT_ROWS = 65536
 HELD_OUT_SEED = 20240607
@@ -204,62 +199,3 @@ def _read_ahead(
     finally:
         if reader is not None:
             reader.close()
-
-
-class ChunkFiles:
-    """The open chunk files of one array, the least recently used closed first."""
-
-    def __init__(self, root: Path, array: Array, chunk_rows: int) -> None:
-        self._root, self._array, self._chunk_rows = root, array, chunk_rows
-        self._open: OrderedDict[int, int] = OrderedDict()
-
-    def announce(self, spans: list[tuple[int, int]]) -> None:
-        """Ask the kernel to begin fetching rows, where it can be asked."""
-        if hasattr(os, "posix_fadvise"):
-            for a, b in spans:
-                for chunk, first, n in self._pieces(a, b):
-                    width, fd = self._array.row_bytes, self._fd(chunk)
-                    with contextlib.suppress(OSError):  # a hint that some file systems do not take
-                        os.posix_fadvise(fd, first * width, n * width, os.POSIX_FADV_WILLNEED)
-
-    def read(self, a: int, b: int, into: memoryview) -> int:
-        """Read rows [a, b) to the beginning of `into`; returns their number."""
-        at = 0
-        for chunk, first, n in self._pieces(a, b):
-            offset, left = first * self._array.row_bytes, n * self._array.row_bytes
-            while left:
-                try:
-                    got = os.preadv(self._fd(chunk), [into[at : at + left]], offset)
-                except OSError as error:
-                    path = self._array.chunk_path(self._root, chunk)
-                    raise StoreError(f"{path} cannot be read: {error.strerror}.") from None
-                if not got:
-                    path = self._array.chunk_path(self._root, chunk)
-                    raise StoreError(f"{path} is truncated; run `splinterp verify`.")
-                at, offset, left = at + got, offset + got, left - got
-        return b - a
-
-    def close(self) -> None:
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def _pieces(self, a: int, b: int) -> Iterator[tuple[int, int, int]]:
-        """(chunk, first row in it, rows) of [a, b)."""
-        while a < b:
-            chunk, first = divmod(a, self._chunk_rows)
-            n = min(b - a, self._chunk_rows - first)
-            yield chunk, first, n
-            a += n
-
-    def _fd(self, chunk: int) -> int:
-        fd = self._open.pop(chunk, None)
-        if fd is None:
-            path = self._array.chunk_path(self._root, chunk)
-            try:
-                fd = os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise StoreError(f"{path} cannot be read: {error.strerror}.") from None
-        self._open[chunk] = fd
-        while len(self._open) > OPEN_FILES:
-            os.close(self._open.popitem(last=False)[1])
-        return fd

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+
 from ..errors import StoreError
 from . import manifest
-from .files import file_crc, read_json
+from .files import file_crc, json_crc, read_json
 from .layout import KEY, MANIFEST, METADATA, STORAGE, STORE_VERSION, Array, arrays_of
 from .manifest import Line
-
-_STRUCTURE = ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs")
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,16 @@ def load(path: Path) -> Contents:
     if not isinstance(ours, dict):
         raise StoreError(f"{path} is a Zarr group, but not a splinterp store; bring its rows in with `splinterp import`.")
     version = ours.get("format_version")
-    if isinstance(version, int) and version > STORE_VERSION:
-        raise StoreError(f"{path} has format version {version}, newer than this splinterp reads; install a newer splinterp.")
+    if isinstance(version, int) and version != STORE_VERSION:
+        what = (
+            "newer than this splinterp reads; install a newer splinterp"
+            if version > STORE_VERSION
+            else ("of before splinterp 0.1; harvest it again")
+        )
+        raise StoreError(f"{path} has format version {version}, {what}.")
+    crc = ours.pop("attributes_crc32c", None)
+    if crc != json_crc(ours):
+        raise StoreError(f"{path / METADATA} is damaged: its splinterp attributes do not match their checksum.")
     if not _sound(ours):
         raise StoreError(f"{path / METADATA} is damaged: its splinterp attributes do not describe a store.")
     return Contents(path, ours)
@@ -80,6 +88,7 @@ def _sound(ours: dict[str, Any]) -> bool:
         and isinstance(sites, dict)
         and len(sites) > 0
         and all(type(d) is int and d > 0 for d in sites.values())
+        and isinstance(ours.get("metadata_crc32c", {}), dict)
         and isinstance(columns, list)
         and all(isinstance(name, str) for name in columns)
     )
@@ -109,27 +118,21 @@ def committed_lines(contents: Contents) -> list[Line]:
 
 def problems(contents: Contents, lines: list[Line]) -> Iterator[str]:
     """Everything wrong that needs no reading of chunks: metadata, and each chunk's presence and exact size."""
-    for site in contents.attributes["sites"]:
-        yield from _metadata_problem(contents.path / site / METADATA)
+    for folder in [*contents.attributes["sites"], *(array.path for array in contents.arrays)]:
+        yield from _metadata_problem(contents, f"{folder}/{METADATA}")
     for array in contents.arrays:
-        file = contents.path / array.path / METADATA
-        found = list(_metadata_problem(file))
-        yield from found
-        if not found and contents.complete:
-            expected, actual = array.metadata(contents.rows, contents.chunk_rows), read_json(file)
-            for key in _STRUCTURE:
-                if actual.get(key) != expected[key]:
-                    yield f"{file} does not match {MANIFEST}: its {key} is {actual.get(key)}, not {expected[key]}."
         yield from _chunk_problems(contents, array, len(lines))
 
 
-def _metadata_problem(file: Path) -> Iterator[str]:
+def _metadata_problem(contents: Contents, name: str) -> Iterator[str]:
+    file = contents.path / name
     try:
-        read_json(file)
+        data = file.read_bytes()
     except OSError:
         yield f"{file} is missing."
-    except StoreError as error:
-        yield str(error)
+        return
+    if contents.complete and google_crc32c.value(data) != contents.attributes["metadata_crc32c"].get(name):
+        yield f"{file} does not match its checksum in {METADATA}: it is damaged or belongs to another store."
 
 
 def _chunk_problems(contents: Contents, array: Array, chunks: int) -> Iterator[str]:

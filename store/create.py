@@ -147,6 +147,7 @@ def _same_plan(plan: Plan) -> Plan:
     saved = _saved_attributes(plan.path)
     if saved.get("status") != "writing":
         raise StoreError(f"{plan.path} is complete; there is nothing to resume.")
+    del saved["attributes_crc32c"]
     asked = plan.root_attributes("writing", 0, {"pool_chunks": saved.get("pool_chunks")})
     saved["rows"] = 0
     for key in [*RESERVED, *sorted({*asked, *saved} - set(RESERVED))]:

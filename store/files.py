@@ -79,10 +79,11 @@ def write_bytes(path: Path, data: bytes) -> None:
     write_files([(path, [memoryview(data)])])
 
 
-def write_json(values: dict[Path, dict[str, Any]]) -> None:
-    """Durably replace each path by its value as strict JSON (no bare NaN); each file is replaced whole or not at all."""
+def write_json(values: dict[Path, dict[str, Any]]) -> dict[Path, int]:
+    """Durably replace each path by its value as strict JSON (no bare NaN), each whole or not at all; returns the files' crc32c."""
     encoded = {path: (json.dumps(value, indent=1, allow_nan=False) + "\n").encode() for path, value in values.items()}
     write_files([(path, [memoryview(data)]) for path, data in encoded.items()])
+    return {path: google_crc32c.value(data) for path, data in encoded.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -101,6 +102,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def json_crc(value: Any) -> int:
+    """crc32c of a JSON value, however its file is laid out."""
+    return google_crc32c.value(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
 def crc_bytes(crc: int) -> bytes:
     return crc.to_bytes(CRC_BYTES, "little")
 
@@ -111,6 +117,11 @@ def crc_of(parts: Sequence[np.ndarray]) -> int:
     for part in parts:
         crc = google_crc32c.extend(crc, part.reshape(-1).view(np.uint8))  # pyright: ignore[reportArgumentType]
     return crc
+
+
+def block_crcs(rows: np.ndarray, block: int) -> np.ndarray:
+    """crc32c of each `block` rows of a contiguous array [n, d], the last perhaps fewer: uint32 [ceil(n/block)]."""
+    return np.array([crc_of([rows[a : a + block]]) for a in range(0, len(rows), block)], "<u4")
 
 
 def file_crc(path: Path) -> tuple[int, int]:

@@ -22,12 +22,14 @@ import torch
 
 from ..errors import StoreError
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 KEY = "splinterp"
 METADATA = "zarr.json"
 MANIFEST = "manifest.jsonl"
 LOCK = ".lock"
 CRC_BYTES = 4
+# Rows that are read and checked together.
+BLOCK = 256
 COLUMN_FILL = 0xFFFFFFFF
 CHUNK_BYTES = 96 * 2**20
 SMALLEST_CHUNK = 256

@@ -1,8 +1,8 @@
 """manifest.jsonl: one line a committed chunk; the commit log while writing, the table of contents afterwards.
 
 A chunk counts from the moment its line is on disk. A line holds the chunk's index, rows, the crc32c of each array's
-chunk, per site the column sums (float64) and the norms' (sum, sum of squares, min, max), and where the source stood at
-the end of the chunk's pool generation. A later line for the same chunk replaces an earlier one.
+chunk and of every block of a site's rows, per site the column sums (float64) and the norms' (sum, sum of squares, min, max),
+and where the source stood at the end of the chunk's pool generation. A later line for the same chunk replaces an earlier one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from .files import write_all, write_bytes
 class Line:
     """One committed chunk.
 
-    `crc32c` is keyed by array path, `sums` and `norms` by site; `sums` are base64 of float64 little-endian vectors [d].
+    `crc32c` is keyed by array path, `blocks`, `sums` and `norms` by site. `blocks` is base64 of uint32 little-endian numbers: the
+    crc32c of each 256 rows of the chunk, without its padding, so that a reader can check what it reads without reading the chunk.
+    `sums` is base64 of float64 little-endian vectors [d]; a finished store's manifest has none (its sites' metadata has the mean).
     `generation_rows` rows, in stream order, make up pool generation `generation`; when its last row had been taken,
     the writer had been offered `offered` rows in all and had dropped `dropped` of them.
     """
@@ -36,6 +38,7 @@ class Line:
     chunk: int
     rows: int
     crc32c: dict[str, int]
+    blocks: dict[str, str]
     sums: dict[str, str]
     norms: dict[str, list[float]]
     generation: int
@@ -57,12 +60,17 @@ class Line:
         return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
-def encode_sums(sums: np.ndarray) -> str:
-    return base64.b64encode(sums.astype("<f8").tobytes()).decode()
+def encode(values: np.ndarray) -> str:
+    """Base64 of the array's bytes: `sums` and `blocks` in a line."""
+    return base64.b64encode(values.tobytes()).decode()
 
 
 def decode_sums(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype="<f8")
+
+
+def decode_blocks(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype="<u4")
 
 
 def parse(data: bytes, where: Path) -> tuple[dict[int, Line], int]:
@@ -98,8 +106,8 @@ def read(path: Path) -> tuple[dict[int, Line], int]:
 
 
 def publish(path: Path, lines: Iterable[Line]) -> int:
-    """Rewrite the manifest sorted by chunk; returns its crc32c."""
-    data = b"".join(line.encode() for line in sorted(lines, key=lambda line: line.chunk))
+    """Rewrite the manifest sorted by chunk, without the column sums; returns its crc32c."""
+    data = b"".join(replace(line, sums={}).encode() for line in sorted(lines, key=lambda line: line.chunk))
     write_bytes(path, data)
     return google_crc32c.value(data)
 

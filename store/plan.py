@@ -36,6 +36,8 @@ RESERVED = (
     "offered_rows",
     "dropped_non_finite",
     "manifest_crc32c",
+    "metadata_crc32c",
+    "attributes_crc32c",
 )
 
 

@@ -14,7 +14,7 @@ import torch
 
 from .layout import Array
 
-SLAB = 512
+SLAB = 1024
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import manifest
-from .files import is_temporary, sync_folder, write_json
+from .files import is_temporary, json_crc, sync_folder, write_json
 from .layout import KEY, MANIFEST, METADATA, Array, group_metadata
 from .manifest import Line
 from .plan import Plan
@@ -15,7 +15,8 @@ from .stats import site_statistics
 
 def publish_root(plan: Plan, status: str, rows: int, more: dict[str, Any]) -> None:
     """Write the store's own zarr.json."""
-    write_json({plan.path / METADATA: group_metadata({KEY: plan.root_attributes(status, rows, more)})})
+    attributes = plan.root_attributes(status, rows, more)
+    write_json({plan.path / METADATA: group_metadata({KEY: attributes | {"attributes_crc32c": json_crc(attributes)}})})
 
 
 def publish_beginning(plan: Plan) -> None:
@@ -48,8 +49,8 @@ def publish_complete(plan: Plan, lines: dict[int, Line], rows: int, offered: int
         mean, norms = site_statistics(kept, site)
         attributes = {"site": site, "d": d, "rows": rows, "torch_dtype": plan.dtype, "mean": mean.tolist(), **norms}
         metadata[plan.path / site / METADATA] = group_metadata(attributes)
-    write_json(metadata)
-    more = {"offered_rows": offered, "dropped_non_finite": offered - rows, "manifest_crc32c": crc}
+    crcs = {str(path.relative_to(plan.path)): value for path, value in write_json(metadata).items()}
+    more = {"offered_rows": offered, "dropped_non_finite": offered - rows, "manifest_crc32c": crc, "metadata_crc32c": crcs}
     publish_root(plan, "complete", rows, {**extra, **more})
 
 

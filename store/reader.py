@@ -16,9 +16,11 @@ import torch
 
 from ..errors import StoreError
 from . import manifest
-from .batches import ChunkFiles, RowReader, Split, iterate, plan_epoch, split_rows
+from .batches import RowReader, Split, iterate, plan_epoch, split_rows
 from .check import Contents, committed_lines, load, problems, unfinished_sentence
-from .layout import STORAGE, Array
+from .chunks import ChunkFiles
+from .files import read_json
+from .layout import METADATA, STORAGE, Array
 from .stats import site_statistics
 
 # Few, so that the memory a reader occupies does not grow with the store.
@@ -84,7 +86,8 @@ class Store:
         self.chunks = len(lines)
         self.columns: tuple[str, ...] = tuple(attributes["columns"])
         self.fingerprint = manifest.fingerprint(lines)
-        self.sites = {name: _site(lines, name, d, attributes["dtype"]) for name, d in attributes["sites"].items()}
+        self.sites = {name: _site(contents, lines, name) for name in attributes["sites"]}
+        self._lines = lines
         self._arrays = {array.path: array for array in contents.arrays}
         self._maps: OrderedDict[Path, mmap.mmap] = OrderedDict()
 
@@ -230,7 +233,7 @@ class Store:
         }
 
     def _row_reader(self, site: Site) -> RowReader:
-        return ChunkFiles(self.path, self._arrays[f"{site.name}/acts"], self.chunk_rows)
+        return ChunkFiles(self.path, self._arrays[f"{site.name}/acts"], self.chunk_rows, self._lines)
 
     def _pieces(self, array: Array, a: int, b: int) -> list[np.ndarray]:
         """Views of the chunks' maps that together are rows [a, b)."""
@@ -267,6 +270,11 @@ class Store:
         return found
 
 
-def _site(lines: list[manifest.Line], name: str, d: int, dtype: str) -> Site:
-    mean, norms = site_statistics(lines, name)
-    return Site(name, sum(line.rows for line in lines), d, dtype, torch.from_numpy(mean), **norms)
+def _site(contents: Contents, lines: list[manifest.Line], name: str) -> Site:
+    d, dtype = contents.attributes["sites"][name], contents.attributes["dtype"]
+    if contents.complete:
+        known = read_json(contents.path / name / METADATA)["attributes"]
+        mean, norms = known["mean"], {key: known[key] for key in ("mean_norm", "rms_norm", "min_norm", "max_norm")}
+    else:
+        mean, norms = site_statistics(lines, name)
+    return Site(name, sum(line.rows for line in lines), d, dtype, torch.tensor(mean, dtype=torch.float64), **norms)

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from ..errors import StoreError
-from .files import Lock, crc_bytes, crc_of, write_files
-from .layout import Array
-from .manifest import Line, Log, encode_sums
+from .commit import commit_chunk
+from .files import Lock
+from .manifest import Log
 from .plan import Plan, plain_attributes
-from .pool import Buffers, Generation, column_sums, row_norms
+from .pool import Buffers, Generation, row_norms
 from .publish import publish_complete
 from .reader import Store, open_store
 
@@ -220,39 +220,11 @@ class Writer:
         plan = self._plan
         first = (chunk - generation.index * plan.pool_chunks) * plan.chunk_rows
         last = min(first + plan.chunk_rows, generation.fill)
-        parts = {a.path: _padded(a, generation.rows(a.path, first, last), plan.chunk_rows) for a in plan.arrays}
-        crcs = {path: crc_of(arrays) for path, arrays in parts.items()}
-        sums, norms = {}, {}
-        for site in plan.sites:
-            x = torch.from_numpy(parts[f"{site}/acts"][0]).view(plan.storage.torch)
-            sums[site] = encode_sums(column_sums(x))
-            r = generation.norms(f"{site}/acts", first, last)
-            norms[site] = [float(r.sum()), float((r * r).sum()), float(r.min()), float(r.max())]
-        line = Line(chunk, last - first, crcs, sums, norms, generation.index, generation.fill, offered, dropped)
-        before = self._log.lines.get(chunk)
-        if before is not None:
-            if before.same_rows(line):
-                return
-            # The resumed source gives other rows than the first time: the old chunk must stop counting before it goes.
-            self._log.withdraw(chunk)
-        write_files(
-            [
-                (
-                    a.chunk_path(plan.path, chunk),
-                    [*(p.reshape(-1).view(np.uint8).data for p in parts[a.path]), memoryview(crc_bytes(crcs[a.path]))],
-                )
-                for a in plan.arrays
-            ]
-        )
-        self._log.commit(line)
-        with self._count:
-            self.bytes_written += sum(a.chunk_bytes(plan.chunk_rows) for a in plan.arrays)
-
-
-def _padded(array: Array, rows: np.ndarray, chunk_rows: int) -> list[np.ndarray]:
-    """The rows, and the fill values that bring the last chunk to full size."""
-    missing = chunk_rows - len(rows)
-    return [rows] if not missing else [rows, np.full((missing, *rows.shape[1:]), array.fill, array.numpy)]
+        rows = {a.path: generation.rows(a.path, first, last) for a in plan.arrays}
+        norms = {site: generation.norms(f"{site}/acts", first, last) for site in plan.sites}
+        if commit_chunk(plan, self._log, chunk, rows, norms, (generation.index, generation.fill, offered, dropped)):
+            with self._count:
+                self.bytes_written += sum(a.chunk_bytes(plan.chunk_rows) for a in plan.arrays)
 
 
 def _bits(x: torch.Tensor) -> np.ndarray:

@@ -381,6 +381,6 @@ def test_a_newer_format_is_refused(tmp_path):
         writer.add({SITE: torch.ones(4, 3)})
         writer.finish()
     root = tmp_path / "s" / "zarr.json"
-    root.write_text(root.read_text().replace('"format_version": 1', '"format_version": 2'))
+    root.write_text(root.read_text().replace('"format_version": 2', '"format_version": 3'))
     with pytest.raises(StoreError, match="newer"):
         store.open(tmp_path / "s")

@@ -1,0 +1,80 @@
+"""A chunk's way into the store: checksums and statistics, its files, then its line in the log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from .files import block_crcs, crc_bytes, crc_of, write_files
+from .layout import BLOCK, Array
+from .manifest import Line, Log, encode
+from .plan import Plan
+from .pool import column_sums
+
+
+def commit_chunk(
+    plan: Plan,
+    log: Log,
+    chunk: int,
+    rows: Mapping[str, np.ndarray],
+    norms: Mapping[str, np.ndarray],
+    at: tuple[int, int, int, int],
+) -> bool:
+    """Store chunk `chunk` for good, unless the log says that these very rows are.
+
+    Args:
+        rows: by array path [n, d] or [n] in the storage dtype, n <= chunk_rows.
+        norms: by site the Euclidean norms [n] of its rows.
+        at: where the source stood: a line's generation, generation_rows, offered and dropped.
+
+    Returns:
+        Whether anything was written.
+
+    Raises:
+        OSError: the disk did not take it; the chunk then does not count.
+    """
+    parts = {a.path: _padded(a, rows[a.path], plan.chunk_rows) for a in plan.arrays}
+    line = _line(plan, chunk, parts, norms, at)
+    before = log.lines.get(chunk)
+    if before is not None:
+        if before.same_rows(line):
+            return False
+        # The resumed source gives other rows than the first time: the old chunk must stop counting before it goes.
+        log.withdraw(chunk)
+    write_files(
+        [
+            (
+                a.chunk_path(plan.path, chunk),
+                [*(p.reshape(-1).view(np.uint8).data for p in parts[a.path]), memoryview(crc_bytes(line.crc32c[a.path]))],
+            )
+            for a in plan.arrays
+        ]
+    )
+    log.commit(line)
+    return True
+
+
+def _line(
+    plan: Plan,
+    chunk: int,
+    parts: Mapping[str, list[np.ndarray]],
+    norms: Mapping[str, np.ndarray],
+    at: tuple[int, int, int, int],
+) -> Line:
+    blocks, sums, norm_sums = {}, {}, {}
+    for site in plan.sites:
+        rows = parts[f"{site}/acts"][0]
+        blocks[site] = encode(block_crcs(rows, BLOCK))
+        sums[site] = encode(column_sums(torch.from_numpy(rows).view(plan.storage.torch)).astype("<f8"))
+        r = norms[site]
+        norm_sums[site] = [float(r.sum()), float((r * r).sum()), float(r.min()), float(r.max())]
+    n = len(parts[plan.arrays[0].path][0])
+    return Line(chunk, n, {path: crc_of(arrays) for path, arrays in parts.items()}, blocks, sums, norm_sums, *at)
+
+
+def _padded(array: Array, rows: np.ndarray, chunk_rows: int) -> list[np.ndarray]:
+    """The rows, and the fill values that bring the last chunk to full size."""
+    missing = chunk_rows - len(rows)
+    return [rows] if not missing else [rows, np.full((missing, *rows.shape[1:]), array.fill, array.numpy)]
