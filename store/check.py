@@ -13,7 +13,7 @@ import google_crc32c
 from ..errors import StoreError
 from . import manifest
 from .files import file_crc, json_crc, read_json
-from .layout import KEY, MANIFEST, METADATA, STORAGE, STORE_VERSION, Array, arrays_of
+from .layout import KEY, LOG, MANIFEST, METADATA, STORAGE, STORE_VERSION, Array, arrays_of
 from .manifest import Line
 
 
@@ -100,7 +100,7 @@ def committed_lines(contents: Contents) -> list[Line]:
     Raises:
         StoreError: the manifest is missing, damaged, or not the one that the root's checksum speaks of.
     """
-    path = contents.path / MANIFEST
+    path = contents.path / (MANIFEST if contents.complete else LOG)
     lines, crc = manifest.read(path)
     chunks = -(-contents.rows // contents.chunk_rows)
     if contents.complete:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import StoreError
 from .files import Lock, is_temporary, read_json, sync_folder
-from .layout import KEY, LOCK, MANIFEST, METADATA
+from .layout import KEY, LOCK, LOG, METADATA
 from .manifest import Line, Log
 from .plan import RESERVED, Plan, make_plan
 from .publish import publish_beginning, remove_leftovers
@@ -81,7 +81,7 @@ def create(
                 raise _taken(plan.path)
             plan = _same_plan(plan)
         publish_beginning(plan)
-        log = Log(plan.path / MANIFEST)
+        log = Log(plan.path / LOG)
         sync_folder(plan.path)
         _drop_lines_without_files(plan, log)
         return Writer(plan, log, lock)

@@ -16,7 +16,7 @@ import torch
 from ..errors import StoreError
 from .batches import RowReader
 from .files import read_json
-from .layout import KEY, MANIFEST, METADATA, STORAGE
+from .layout import KEY, LOG, MANIFEST, METADATA, STORAGE
 from .pool import column_sums, row_norms
 from .reader import Site, Store
 from .sources import SLAB_BYTES
@@ -38,7 +38,7 @@ def is_foreign(path: Path) -> bool:
         return False
     attributes = root.get("attributes") or {}
     # With a manifest it is a store of ours whose root is damaged: that must be said, not read around.
-    ours = (path / MANIFEST).exists() or (isinstance(attributes, dict) and KEY in attributes)
+    ours = any((path / name).exists() for name in (LOG, MANIFEST)) or (isinstance(attributes, dict) and KEY in attributes)
     return root.get("zarr_format") == 3 and root.get("node_type") in ("group", "array") and not ours
 
 

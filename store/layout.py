@@ -1,7 +1,8 @@
 """The on-disk layout, stated once: names, dtypes, chunk sizes and zarr metadata of a store.
 
 <store>/zarr.json                  group; attributes {"splinterp": {...}}
-<store>/manifest.jsonl             one line a committed chunk (see manifest.py)
+<store>/log.jsonl                  while writing: one line a committed chunk (see manifest.py)
+<store>/manifest.jsonl             once complete: the same, in order
 <store>/<site>/zarr.json           group; attributes: rows, mean, norm statistics
 <store>/<site>/acts/zarr.json      array [N, d], chunks (R, d)
 <store>/<site>/acts/c.<i>.0        R*d values, little-endian, then their crc32c (4 bytes, little-endian)
@@ -25,6 +26,7 @@ from ..errors import StoreError
 STORE_VERSION = 2
 KEY = "splinterp"
 METADATA = "zarr.json"
+LOG = "log.jsonl"
 MANIFEST = "manifest.jsonl"
 LOCK = ".lock"
 CRC_BYTES = 4
@@ -133,7 +135,7 @@ def check_name(name: str, what: str) -> None:
     Raises:
         StoreError: naming the name and the rule.
     """
-    reserved = name.startswith((".", "__")) or name in (METADATA, MANIFEST)
+    reserved = name.startswith((".", "__")) or name in (METADATA, LOG, MANIFEST)
     if not name or reserved or ".." in name or any(c in "/\\:" or not c.isprintable() for c in name) or len(name) > 200:
         raise StoreError(
             f"'{name}' cannot be the name of a {what}: use a plain name such as blocks.5.hook_resid_post, "

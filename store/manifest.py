@@ -1,4 +1,4 @@
-"""manifest.jsonl: one line a committed chunk; the commit log while writing, the table of contents afterwards.
+"""One line a committed chunk: log.jsonl, appended to while writing, and manifest.jsonl, the table of contents afterwards.
 
 A chunk counts from the moment its line is on disk. A line holds the chunk's index, rows, the crc32c of each array's
 chunk and of every block of a site's rows, per site the column sums (float64) and the norms' (sum, sum of squares, min, max),
@@ -121,7 +121,7 @@ def fingerprint(lines: Iterable[Line]) -> str:
 
 
 class Log:
-    """The manifest while it is being appended to; safe to use from several threads."""
+    """The commit log of a store being written; safe to use from several threads."""
 
     def __init__(self, path: Path) -> None:
         """Opens (or makes) the log and cuts off a torn last line, so that nothing is appended to a fragment.

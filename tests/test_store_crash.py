@@ -177,7 +177,7 @@ def test_a_changed_source_replaces_half_a_generation_and_loses_nothing(tmp_path)
     x = source(3500)
     with store.create(tmp_path / "s", **OPTIONS) as writer:
         feed(writer, x, 1600)
-    log = tmp_path / "s" / "manifest.jsonl"
+    log = tmp_path / "s" / "log.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(line for line in lines if json.loads(line)["chunk"] % 4 or json.loads(line)["chunk"] < 4))
     y = x.clone()
@@ -199,7 +199,7 @@ def test_a_torn_last_line_is_ignored_and_cut_off(tmp_path, reference):
     x = source(3500)
     with store.create(tmp_path / "s", **OPTIONS) as writer:
         feed(writer, x, 2000)
-    log = tmp_path / "s" / "manifest.jsonl"
+    log = tmp_path / "s" / "log.jsonl"
     log.write_bytes(log.read_bytes()[:-40])
     run(tmp_path / "s", x, resume=True)
     assert contents(tmp_path / "s") == reference
@@ -208,7 +208,7 @@ def test_a_torn_last_line_is_ignored_and_cut_off(tmp_path, reference):
 def test_a_damaged_middle_line_is_refused(tmp_path):
     with store.create(tmp_path / "s", **OPTIONS) as writer:
         feed(writer, source(), 2000)
-    log = tmp_path / "s" / "manifest.jsonl"
+    log = tmp_path / "s" / "log.jsonl"
     log.write_bytes(b"{]" + log.read_bytes()[2:])
     with pytest.raises(StoreError, match="damaged in line 1"):
         store.create(tmp_path / "s", **OPTIONS, resume=True)
