@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Exit codes: 0 done; 1 a problem, told in a sentence; 2 usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    # Cluster schedulers stop a job by SIGTERM: it ends as by Ctrl-C, with everything kept that can be.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app(args=["--debug"] * debug + [a for a in arguments if a != "--debug"], prog_name="splinterp")
     except SystemExit as end:

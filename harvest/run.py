@@ -12,7 +12,7 @@ import torch
 
 from .. import __version__, store
 from ..devices import suitable_threads
-from ..errors import Interrupted, StoreError, TextError
+from ..errors import Interrupted, TextError
 from .config import HarvestConfig
 from .forward import SiteReader
 from .model import load_bridge
@@ -166,10 +166,6 @@ def _interrupted(todo: Plan, writer: store.Writer | None) -> Interrupted:
     out = todo.config.out
     if writer is None:
         return Interrupted("Interrupted before the first row; nothing was written. Run the same command again.")
-    try:
-        kept = store.open(out, unfinished=True).rows
-    except StoreError:  # no chunk is committed yet
-        kept = 0
     return Interrupted(
-        f"Interrupted with {kept} of {todo.rows} rows stored in {out}: run the same command with --resume to go on."
+        f"Interrupted with {writer.kept} of {todo.rows} rows stored in {out}: run the same command with --resume to go on."
     )

@@ -12,7 +12,7 @@ from .files import Lock, is_temporary, read_json, sync_folder
 from .layout import KEY, LOCK, LOG, METADATA
 from .manifest import Line, Log
 from .plan import RESERVED, Plan, make_plan
-from .publish import publish_beginning, remove_leftovers
+from .publish import publish_beginning, remove_leftovers, remove_remains
 from .writer import Writer
 
 
@@ -79,6 +79,11 @@ def create(
             # Somebody else may have made a store here between the first look and the lock.
             if not resume:
                 raise _taken(plan.path)
+            if _saved_attributes(plan.path).get("status") == "complete":
+                # Killed in its last moment, perhaps.
+                remove_remains(plan.path)
+                lock.release(remove=True)
+                raise StoreError(f"{plan.path} is complete; there is nothing to resume.")
             plan = _same_plan(plan)
         publish_beginning(plan)
         log = Log(plan.path / LOG)
@@ -142,11 +147,9 @@ def _same_plan(plan: Plan) -> Plan:
     """`plan` with the interrupted store's own pool size (which may follow from another memory budget).
 
     Raises:
-        StoreError: the store is complete, or was begun with other parameters: naming the first that differs.
+        StoreError: the store was begun with other parameters: naming the first that differs.
     """
     saved = _saved_attributes(plan.path)
-    if saved.get("status") != "writing":
-        raise StoreError(f"{plan.path} is complete; there is nothing to resume.")
     del saved["attributes_crc32c"]
     asked = plan.root_attributes("writing", 0, {"pool_chunks": saved.get("pool_chunks")})
     saved["rows"] = 0

@@ -2,6 +2,7 @@
 
 <store>/zarr.json                  group; attributes {"splinterp": {...}}
 <store>/log.jsonl                  while writing: one line a committed chunk (see manifest.py)
+<store>/pool                       while writing: rows not yet in chunks (see spill.py)
 <store>/manifest.jsonl             once complete: the same, in order
 <store>/<site>/zarr.json           group; attributes: rows, mean, norm statistics
 <store>/<site>/acts/zarr.json      array [N, d], chunks (R, d)
@@ -27,6 +28,7 @@ STORE_VERSION = 2
 KEY = "splinterp"
 METADATA = "zarr.json"
 LOG = "log.jsonl"
+POOL = "pool"
 MANIFEST = "manifest.jsonl"
 LOCK = ".lock"
 CRC_BYTES = 4
@@ -135,7 +137,7 @@ def check_name(name: str, what: str) -> None:
     Raises:
         StoreError: naming the name and the rule.
     """
-    reserved = name.startswith((".", "__")) or name in (METADATA, LOG, MANIFEST)
+    reserved = name.startswith((".", "__")) or name in (METADATA, LOG, MANIFEST, POOL)
     if not name or reserved or ".." in name or any(c in "/\\:" or not c.isprintable() for c in name) or len(name) > 200:
         raise StoreError(
             f"'{name}' cannot be the name of a {what}: use a plain name such as blocks.5.hook_resid_post, "

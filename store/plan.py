@@ -67,6 +67,11 @@ class Plan:
     def pool_rows(self) -> int:
         return self.pool_chunks * self.chunk_rows
 
+    @property
+    def resumable(self) -> bool:
+        """Harvests can be resumed; imports, merges and subsets name their source, and are begun again."""
+        return "source" not in self.attributes
+
     def generation_size(self, generation: int) -> int:
         """Rows that pool generation `generation` takes: a pool full, or what is left of the planned rows."""
         if self.rows is None:

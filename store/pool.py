@@ -36,38 +36,38 @@ class Buffers:
 class Generation:
     """One filling of the pool."""
 
-    def __init__(self, index: int, slots: np.ndarray, buffers: Buffers) -> None:
+    def __init__(self, index: int, slots: np.ndarray, buffers: Buffers, fill: int = 0) -> None:
         self.index = index
-        self.fill = 0
-        self._slots = slots
-        self._buffers = buffers
+        self.fill = fill
+        self.slots = slots
+        self.buffers = buffers
         self._order: np.ndarray | None = None
 
     @property
     def room(self) -> int:
-        return len(self._slots) - self.fill
+        return len(self.slots) - self.fill
 
     def put(self, rows: dict[str, np.ndarray], norms: dict[str, np.ndarray]) -> None:
         """Take rows (at most `room`), aligned over all arrays."""
         n = len(next(iter(rows.values())))
-        slots = self._slots[self.fill : self.fill + n]
+        slots = self.slots[self.fill : self.fill + n]
         for path, values in rows.items():
-            self._buffers.rows[path][slots] = values
+            self.buffers.rows[path][slots] = values
         for path, values in norms.items():
-            self._buffers.norms[path][slots] = values
+            self.buffers.norms[path][slots] = values
         self.fill += n
 
     def seal(self) -> None:
         """No more rows will come. If the source ended early, the filled slots are read in order, closing the gaps."""
         if self.room:
-            self._order = np.sort(self._slots[: self.fill])
+            self._order = np.sort(self.slots[: self.fill])
 
     def rows(self, path: str, first: int, last: int) -> np.ndarray:
         """Rows [first, last) of the shuffled generation: a view, or a copy where gaps had to be closed."""
-        return _part(self._buffers.rows[path], self._order, first, last)
+        return _part(self.buffers.rows[path], self._order, first, last)
 
     def norms(self, path: str, first: int, last: int) -> np.ndarray:
-        return _part(self._buffers.norms[path], self._order, first, last)
+        return _part(self.buffers.norms[path], self._order, first, last)
 
 
 def _part(values: np.ndarray, order: np.ndarray | None, first: int, last: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import manifest
 from .files import is_temporary, json_crc, sync_folder, write_json
-from .layout import KEY, LOG, MANIFEST, METADATA, Array, group_metadata
+from .layout import KEY, LOG, MANIFEST, METADATA, POOL, Array, group_metadata
 from .manifest import Line
 from .plan import Plan
 from .stats import site_statistics
@@ -38,7 +38,7 @@ def publish_beginning(plan: Plan) -> None:
 
 
 def publish_complete(plan: Plan, lines: dict[int, Line], rows: int, offered: int, extra: dict[str, Any]) -> None:
-    """Sorted manifest, then shapes and statistics, then the root with status "complete"; the log, now of no use, goes after it."""
+    """Sorted manifest, then shapes and statistics, then the root with status "complete"; log and pool, now of no use, go after it."""
     chunks = -(-rows // plan.chunk_rows)
     kept = [lines[i] for i in range(chunks)]
     for array in plan.arrays:
@@ -52,7 +52,13 @@ def publish_complete(plan: Plan, lines: dict[int, Line], rows: int, offered: int
     crcs = {str(path.relative_to(plan.path)): value for path, value in write_json(metadata).items()}
     more = {"offered_rows": offered, "dropped_non_finite": offered - rows, "manifest_crc32c": crc, "metadata_crc32c": crcs}
     publish_root(plan, "complete", rows, {**extra, **more})
-    (plan.path / LOG).unlink(missing_ok=True)
+    remove_remains(plan.path)
+
+
+def remove_remains(path: Path) -> None:
+    """Delete what only a store being written needs."""
+    for name in (LOG, POOL):
+        (path / name).unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
@@ -14,14 +16,18 @@ import torch
 from ..errors import StoreError
 from .commit import commit_chunk
 from .files import Lock
+from .layout import POOL
 from .manifest import Log
 from .plan import Plan, plain_attributes
 from .pool import Buffers, Generation, row_norms
 from .publish import publish_complete
 from .reader import Store, open_store
+from .spill import Kept, keep, restore
 
 # More than cores: most of a commit is waiting for the disk, and the disk should never wait for a checksum.
 THREADS = 4
+# A slow harvest keeps its pool in a file this often, so that a kill costs no more than these minutes.
+SPILL_SECONDS = 300.0
 _TAKEN = "The rows stored so far are kept: mend that and run again with --resume."
 
 
@@ -31,14 +37,13 @@ class Writer:
     Attributes:
         rows: rows accepted so far in stream order, those of a resumed run included.
         offered: rows offered so far, those dropped included.
-        resume_offered: how many offered rows are already stored for good; the caller offers the rows from there on.
+        resume_offered: how many offered rows an earlier run has kept; the caller offers the rows from there on.
         bytes_written: bytes of chunk files written by this process.
     """
 
     def __init__(self, plan: Plan, log: Log, lock: Lock) -> None:
         self._plan, self._log, self._lock = plan, log, lock
         self._next_generation, self.rows, self.offered = plan.committed(log.lines)
-        self.resume_offered = self.offered
         self.bytes_written = 0
         self._count = threading.Lock()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="splinterp-store")
@@ -47,6 +52,12 @@ class Writer:
         self._running: list[list[Future[None]]] = [[], []]
         self._failure: StoreError | None = None
         self._closed = False
+        self._spilled = Kept(0, 0, 0)
+        # What is kept when the writer stops: the state after the last whole `add`, whatever an interrupt came amidst of.
+        self._whole = Kept(0, 0, 0)
+        self._safe_at = time.monotonic()
+        self._take_up_pool()
+        self.resume_offered = self.offered
 
     @property
     def remaining(self) -> int | None:
@@ -56,6 +67,12 @@ class Writer:
     @property
     def full(self) -> bool:
         return self.remaining == 0
+
+    @property
+    def kept(self) -> int:
+        """Rows that a resume begins with: those of wholly committed pool generations, and those of the pool kept by `close`."""
+        generation, rows, _ = self._plan.committed(self._log.lines)
+        return rows + (self._spilled.fill if self._spilled.generation == generation else 0)
 
     @property
     def dropped(self) -> int:
@@ -103,6 +120,10 @@ class Writer:
             if not generation.room:
                 self._drain(generation)
         self.offered = base + used
+        if self._generation is not None:
+            self._whole = Kept(self._generation.index, self._generation.fill, self.offered)
+            if time.monotonic() - self._safe_at > SPILL_SECONDS:
+                self._spill()
         return len(kept)
 
     def finish(self, extra_attributes: dict[str, Any] | None = None) -> Store:
@@ -133,12 +154,18 @@ class Writer:
         return open_store(self._plan.path)
 
     def close(self) -> None:
-        """Let running chunk writes end and commit, drop the rest, free the lock. The store stays resumable."""
+        """Let waiting chunk writes end and commit, keep the pool's rows in a file, free the lock. The store stays resumable."""
         if not self._closed:
             self._closed = True
-            self._threads.shutdown(wait=True, cancel_futures=True)
-            self._log.close()
-            self._lock.release()
+            try:
+                self._threads.shutdown(wait=True, cancel_futures=self._failure is not None)
+                if self._failure is None and self._generation is not None:
+                    # Where the disk does not take them, those rows are not kept, and `kept` says so.
+                    with contextlib.suppress(StoreError):
+                        self._spill()
+            finally:
+                self._log.close()
+                self._lock.release()
 
     def __enter__(self) -> Writer:
         return self
@@ -190,9 +217,32 @@ class Writer:
         self._next_generation += 1
         return self._generation
 
+    def _take_up_pool(self) -> None:
+        """Go on with the rows that an interrupted writer had kept of its last generation."""
+        g = self._next_generation
+        if self._plan.resumable and (self._plan.path / POOL).exists() and self._plan.generation_size(g):
+            generation = self._start_generation()
+            kept = restore(self._plan, g, generation.slots, generation.buffers)
+            if kept is not None:
+                generation.fill = kept.fill
+                self._spilled = self._whole = kept
+                self.rows, self.offered = self.rows + kept.fill, kept.offered
+
+    def _spill(self) -> None:
+        """Keep the pool's rows in a file, as of the last whole `add`."""
+        generation, kept = self._generation, self._whole
+        if self._plan.resumable and generation is not None and kept.generation == generation.index and kept.fill:
+            try:
+                keep(self._plan, kept, generation.slots, generation.buffers)
+            except OSError as error:
+                raise StoreError(f"{self._plan.path / POOL} could not be written: {error.strerror}. {_TAKEN}") from None
+            self._spilled = kept
+        self._safe_at = time.monotonic()
+
     def _drain(self, generation: Generation) -> None:
         generation.seal()
         self._generation = None
+        self._safe_at = time.monotonic()
         # Taken now: the caller goes on offering rows while the threads write.
         at = (self.offered, self.dropped)
         self._running[generation.index % 2] = [

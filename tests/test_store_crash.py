@@ -71,9 +71,12 @@ sys.path[:0] = [sys.argv[2]]
 import torch, numpy
 torch.set_num_threads(1)
 from splinterp import store
+from splinterp.store import writer
 import test_store_crash as t
 
 def child(path):
+    # As if each run were slow, or only some moments of it: the pool is kept after every batch, sometimes, or never.
+    writer.SPILL_SECONDS = [0, whole / 20, 300][os.getpid() % 3]
     t.run(path, t.source(3500), resume=True)
     os._exit(0)
 
@@ -89,7 +92,7 @@ def spawn(path):
     return pid
 
 root, runs, rng = Path(sys.argv[1]), int(sys.argv[3]), random.Random(int(sys.argv[4]))
-start = time.monotonic()
+start, whole = time.monotonic(), 1
 os.waitpid(spawn(root / "timing"), 0)
 whole, kills = time.monotonic() - start, 0
 for k in range(runs):
@@ -140,11 +143,58 @@ def test_interrupted_and_resumed_is_byte_identical(tmp_path, reference, upto):
         assert 0 < part.rows <= upto
         assert part.status == "writing"
     with store.create(tmp_path / "s", **OPTIONS, resume=True) as writer:
-        assert writer.resume_offered <= upto + 130
+        # Ctrl-C costs nothing: the rows that waited in the pool are kept too.
+        assert writer.resume_offered == writer.kept + writer.dropped == -(-upto // 130) * 130
         assert writer.offered - writer.dropped == writer.rows
         feed(writer, x)
         writer.finish()
     assert contents(tmp_path / "s") == reference
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped bit", "foreign", "lying header", "of an earlier time"])
+def test_a_damaged_pool_file_costs_time_and_nothing_else(tmp_path, reference, how):
+    pool, x = tmp_path / "s" / "pool", source(3500)
+    with store.create(tmp_path / "s", **OPTIONS) as writer:
+        feed(writer, x, 500)
+    early = pool.read_bytes()
+    with store.create(tmp_path / "s", **OPTIONS, resume=True) as writer:
+        assert writer.resume_offered == 520
+        feed(writer, x, 2000)
+    data = bytearray(pool.read_bytes())
+    match how:
+        case "cut":
+            data = data[:-1]
+        case "flipped bit":
+            data[len(data) // 2] ^= 1
+        case "foreign":
+            data = b"hello"
+        case "lying header":
+            data = data.replace(b'"fill": 9', b'"fill": 8').replace(b'"fill": ', b'"fill": 99999999999', 1)
+        case "of an earlier time":
+            data = early
+    pool.write_bytes(data)
+    with store.create(tmp_path / "s", **OPTIONS, resume=True) as writer:
+        assert writer.resume_offered < 2080
+        feed(writer, x)
+        writer.finish()
+    assert contents(tmp_path / "s") == reference
+
+
+def test_a_slow_writer_keeps_its_pool_from_time_to_time(tmp_path, reference, monkeypatch):
+    monkeypatch.setattr("splinterp.store.writer.SPILL_SECONDS", 0.0)
+    path, x = tmp_path / "s", source(3500)
+    writer = store.create(path, **OPTIONS)
+    feed(writer, x, 390)
+    kept = contents(path)
+    writer.close()
+    # As a kill would have left it, without `close`: nothing of the last whole batch is missing.
+    for name, data in kept.items():
+        (path / name).write_bytes(data)
+    with store.create(path, **OPTIONS, resume=True) as writer:
+        assert writer.resume_offered == 390
+        feed(writer, x)
+        writer.finish()
+    assert contents(path) == reference
 
 
 def test_resume_begins_where_there_is_nothing(tmp_path, reference):

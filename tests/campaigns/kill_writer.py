@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from splinterp import store
 from splinterp.errors import StoreError
+from splinterp.store import writer as writer_module
 
 SITE = "hook"
 ROWS, BATCH, MOST_KILLS = 3500, 130, 12
@@ -41,6 +42,8 @@ def source() -> torch.Tensor:
 
 
 def write(path: Path, x: torch.Tensor) -> None:
+    # The pool is kept in its file after every batch, now and then, or never.
+    writer_module.SPILL_SECONDS = [0.0, 0.01, 300.0][os.getpid() % 3]
     with store.create(path, **OPTIONS, resume=True) as writer:
         for a in range(writer.resume_offered, len(x), BATCH):
             b = min(a + BATCH, len(x))
