@@ -184,14 +184,15 @@ def test_a_slow_writer_keeps_its_pool_from_time_to_time(tmp_path, reference, mon
     monkeypatch.setattr("splinterp.store.writer.SPILL_SECONDS", 0.0)
     path, x = tmp_path / "s", source(3500)
     writer = store.create(path, **OPTIONS)
-    feed(writer, x, 390)
+    for a in (0, 30, 60):
+        writer.add({SITE: x[a : a + 30]}, {"i": np.arange(a, a + 30)})
     kept = contents(path)
     writer.close()
     # As a kill would have left it, without `close`: nothing of the last whole batch is missing.
     for name, data in kept.items():
         (path / name).write_bytes(data)
     with store.create(path, **OPTIONS, resume=True) as writer:
-        assert writer.resume_offered == 390
+        assert writer.resume_offered == 90
         feed(writer, x)
         writer.finish()
     assert contents(path) == reference
