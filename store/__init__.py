@@ -6,8 +6,22 @@ from .imports import import_files
 from .layout import STORE_VERSION
 from .merge import merge
 from .opening import open_any as open
+from .ranks import create_rank, join
 from .reader import Site, Store
 from .subset import subset
 from .writer import Writer
 
-__all__ = ["STORE_VERSION", "Site", "Store", "Writer", "create", "import_files", "merge", "open", "subset", "verify"]
+__all__ = [
+    "STORE_VERSION",
+    "Site",
+    "Store",
+    "Writer",
+    "create",
+    "create_rank",
+    "import_files",
+    "join",
+    "merge",
+    "open",
+    "subset",
+    "verify",
+]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
 from .files import Lock, is_temporary, read_json, sync_folder
-from .layout import KEY, LOCK, LOG, METADATA
+from .layout import KEY, LOCK, LOG, METADATA, RANKS
 from .manifest import Line, Log
 from .plan import RESERVED, Plan, make_plan
 from .publish import publish_beginning, remove_leftovers, remove_remains
@@ -62,24 +63,24 @@ def create(
     if resume and force:
         raise StoreError("Either go on with the old store (--resume) or replace it (--force), not both.")
     try:
-        if not _is_free(plan.path):
+        if not is_free(plan.path):
             if force:
                 _remove(plan.path)
             elif not resume:
-                raise _taken(plan.path)
+                raise taken(plan.path)
             else:
-                _saved_attributes(plan.path)
+                saved_attributes(plan.path)
         # Resolved: --force on a link to a store has removed what the link points to.
         plan.path.resolve().mkdir(parents=True, exist_ok=True)
         lock = Lock(plan.path)
     except OSError as error:
         raise StoreError(f"{plan.path} cannot be made: {error.strerror}.") from None
     try:
-        if not _is_free(plan.path):
+        if not is_free(plan.path):
             # Somebody else may have made a store here between the first look and the lock.
             if not resume:
-                raise _taken(plan.path)
-            if _saved_attributes(plan.path).get("status") == "complete":
+                raise taken(plan.path)
+            if saved_attributes(plan.path).get("status") == "complete":
                 # Killed in its last moment, perhaps.
                 remove_remains(plan.path)
                 lock.release(remove=True)
@@ -98,16 +99,16 @@ def create(
         raise
 
 
-def _is_free(path: Path) -> bool:
+def is_free(path: Path) -> bool:
     """Nothing is there, or no more than the first moments of a killed writer."""
     if not path.exists() and not path.is_symlink():
         return True
     return path.is_dir() and all(entry.name == LOCK or is_temporary(entry.name) for entry in path.iterdir())
 
 
-def _taken(path: Path) -> StoreError:
+def taken(path: Path) -> StoreError:
     try:
-        saved = _saved_attributes(path)
+        saved = saved_attributes(path)
     except StoreError:
         saved = {}
     if saved.get("status") == "writing":
@@ -117,7 +118,7 @@ def _taken(path: Path) -> StoreError:
     return StoreError(f"{path} exists already; give another name or --force.")
 
 
-def _saved_attributes(path: Path) -> dict[str, Any]:
+def saved_attributes(path: Path) -> dict[str, Any]:
     """The attributes of the splinterp store at `path`.
 
     Raises:
@@ -133,13 +134,14 @@ def _saved_attributes(path: Path) -> dict[str, Any]:
 
 def _remove(path: Path) -> None:
     """Remove the splinterp store at `path`, unless somebody is writing it."""
-    _saved_attributes(path)
+    saved_attributes(path)
     target = path.resolve()
-    lock = Lock(target)
-    # Renamed first: a kill half-way through leaves no half store under the name.
-    doomed = target.with_name(f".{target.name}.removed-{os.getpid()}")
-    os.rename(target, doomed)
-    lock.release()
+    with ExitStack() as locks:
+        for folder in (target, *(target / RANKS).glob("*")):
+            locks.callback(Lock(folder).release)
+        # Renamed first: a kill half-way through leaves no half store under the name.
+        doomed = target.with_name(f".{target.name}.removed-{os.getpid()}")
+        os.rename(target, doomed)
     shutil.rmtree(doomed)
 
 
@@ -149,17 +151,24 @@ def _same_plan(plan: Plan) -> Plan:
     Raises:
         StoreError: the store was begun with other parameters: naming the first that differs.
     """
-    saved = _saved_attributes(plan.path)
-    del saved["attributes_crc32c"]
+    saved = saved_attributes(plan.path)
+    refuse_other_plan(plan, saved)
+    return Plan(**{**vars(plan), "pool_chunks": int(saved["pool_chunks"])})
+
+
+def refuse_other_plan(plan: Plan, saved: dict[str, Any]) -> None:
+    """Raises StoreError when a store with the attributes `saved` was begun otherwise than `plan`, naming what differs first.
+
+    The pool's size may differ: it follows from a memory budget.
+    """
     asked = plan.root_attributes("writing", 0, {"pool_chunks": saved.get("pool_chunks")})
-    saved["rows"] = 0
+    saved = {key: value for key, value in saved.items() if key != "attributes_crc32c"} | {"rows": 0}
     for key in [*RESERVED, *sorted({*asked, *saved} - set(RESERVED))]:
         if saved.get(key) != asked.get(key):
             raise StoreError(
                 f"{plan.path} was begun with {key} = {saved.get(key)}, not {asked.get(key)}: "
                 "resume it with the same settings, or begin anew with --force."
             )
-    return Plan(**{**vars(plan), "pool_chunks": int(saved["pool_chunks"])})
 
 
 def _drop_lines_without_files(plan: Plan, log: Log) -> None:

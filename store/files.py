@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -140,9 +141,10 @@ def file_crc(path: Path) -> tuple[int, int]:
 class Lock:
     """An exclusive flock on `<store>/.lock`, held while a writer is open. The kernel frees it when the process dies."""
 
-    def __init__(self, store: Path) -> None:
-        """Raises StoreError when another writer holds it."""
+    def __init__(self, store: Path, patience: float = 0.0) -> None:
+        """Raises StoreError when another writer holds it, and goes on holding it for `patience` seconds."""
         self.path = store / LOCK
+        until = time.monotonic() + patience
         while True:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -153,6 +155,9 @@ class Lock:
             except OSError as error:
                 os.close(self._fd)
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    if time.monotonic() < until:
+                        time.sleep(0.05)
+                        continue
                     raise StoreError(
                         f"{store} is being written by another process; wait for it or give another name."
                     ) from None

@@ -29,6 +29,7 @@ KEY = "splinterp"
 METADATA = "zarr.json"
 LOG = "log.jsonl"
 POOL = "pool"
+RANKS = ".ranks"
 MANIFEST = "manifest.jsonl"
 LOCK = ".lock"
 CRC_BYTES = 4

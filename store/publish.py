@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from . import manifest
 from .files import is_temporary, json_crc, sync_folder, write_json
@@ -37,8 +40,18 @@ def publish_beginning(plan: Plan) -> None:
     sync_folder(plan.path.absolute().parent)
 
 
-def publish_complete(plan: Plan, lines: dict[int, Line], rows: int, offered: int, extra: dict[str, Any]) -> None:
-    """Sorted manifest, then shapes and statistics, then the root with status "complete"; log and pool, now of no use, go after it."""
+def publish_complete(
+    plan: Plan,
+    lines: dict[int, Line],
+    rows: int,
+    offered: int,
+    extra: dict[str, Any],
+    totals: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Sorted manifest, then shapes and statistics, then the root with status "complete"; log and pool, now of no use, go after it.
+
+    `totals`: each site's sum of rows [d], where the lines do not have it.
+    """
     chunks = -(-rows // plan.chunk_rows)
     kept = [lines[i] for i in range(chunks)]
     for array in plan.arrays:
@@ -46,7 +59,7 @@ def publish_complete(plan: Plan, lines: dict[int, Line], rows: int, offered: int
     crc = manifest.publish(plan.path / MANIFEST, kept)
     metadata = {plan.path / array.path / METADATA: array.metadata(rows, plan.chunk_rows) for array in plan.arrays}
     for site, d in plan.sites.items():
-        mean, norms = site_statistics(kept, site)
+        mean, norms = site_statistics(kept, site, None if totals is None else totals[site])
         attributes = {"site": site, "d": d, "rows": rows, "torch_dtype": plan.dtype, "mean": mean.tolist(), **norms}
         metadata[plan.path / site / METADATA] = group_metadata(attributes)
     crcs = {str(path.relative_to(plan.path)): value for path, value in write_json(metadata).items()}

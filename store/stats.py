@@ -10,10 +10,14 @@ import numpy as np
 from .manifest import Line, decode_sums
 
 
-def site_statistics(lines: Sequence[Line], site: str) -> tuple[np.ndarray, dict[str, float]]:
-    """Mean row [d] float64, and mean, root mean square, smallest and largest Euclidean norm of a site's rows."""
+def site_statistics(lines: Sequence[Line], site: str, total: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, float]]:
+    """Mean row [d] float64, and mean, root mean square, smallest and largest Euclidean norm of a site's rows.
+
+    `total`: the sum of the rows [d], where the lines do not have it.
+    """
     rows = sum(line.rows for line in lines)
-    total = np.sum([decode_sums(line.sums[site]) for line in lines], axis=0)
+    if total is None:
+        total = np.sum([decode_sums(line.sums[site]) for line in lines], axis=0)
     sums, squares, low, high = zip(*(line.norms[site] for line in lines), strict=True)
     norms = {
         "mean_norm": math.fsum(sums) / rows,
