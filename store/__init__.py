@@ -2,6 +2,7 @@
 
 from .check import verify
 from .create import create
+from .dataset import RowDataset
 from .imports import import_files
 from .layout import STORE_VERSION
 from .merge import merge
@@ -13,6 +14,7 @@ from .writer import Writer
 
 __all__ = [
     "STORE_VERSION",
+    "RowDataset",
     "Site",
     "Store",
     "Writer",

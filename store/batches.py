@@ -129,21 +129,26 @@ class RowReader(Protocol):
     def close(self) -> None: ...
 
 
-def iterate(reader: Callable[[], RowReader], d: int, dtype: torch.dtype, plan: EpochPlan, start: int) -> Iterator[torch.Tensor]:
-    """The batches of `plan` from `start` on, read ahead by a thread; each valid until the next is asked for."""
+def iterate(
+    reader: Callable[[], RowReader], d: int, dtype: torch.dtype, plan: EpochPlan, start: int, *, pinned: bool = False
+) -> Iterator[torch.Tensor]:
+    """The batches of `plan` from `start` on, read ahead by a thread; each valid until the next is asked for.
+
+    `pinned`: in page-locked memory, from where a copy to a CUDA device runs beside everything else.
+    """
     if start < 0:
         raise StoreError(f"The first batch must not be negative, but it is {start}.")
-    return _iterate(reader, d, dtype, plan, start)
+    return _iterate(reader, d, dtype, plan, start, pinned)
 
 
 def _iterate(
-    make_reader: Callable[[], RowReader], d: int, dtype: torch.dtype, plan: EpochPlan, start: int
+    make_reader: Callable[[], RowReader], d: int, dtype: torch.dtype, plan: EpochPlan, start: int, pinned: bool
 ) -> Iterator[torch.Tensor]:
     if start >= plan.n_batches:
         return
     rows = min(plan.batch_size, int(plan.ends[-1]))
     count = min(1 + AHEAD, plan.n_batches - start)
-    ring = [torch.empty(rows, d, dtype=dtype) for _ in range(count)]
+    ring = [torch.empty(rows, d, dtype=dtype, pin_memory=pinned) for _ in range(count)]
     free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     ready: queue.SimpleQueue[tuple[int, int] | BaseException] = queue.SimpleQueue()
     views = [buffer.view(torch.uint8).numpy().data.cast("B") for buffer in ring]

@@ -118,6 +118,8 @@ def committed_lines(contents: Contents) -> list[Line]:
 
 def problems(contents: Contents, lines: list[Line]) -> Iterator[str]:
     """Everything wrong that needs no reading of chunks: metadata, and each chunk's presence and exact size."""
+    if not contents.complete and not lines:
+        return  # stopped, perhaps, while it was being begun: a resume begins it again
     for folder in [*contents.attributes["sites"], *(array.path for array in contents.arrays)]:
         yield from _metadata_problem(contents, f"{folder}/{METADATA}")
     for array in contents.arrays:

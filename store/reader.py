@@ -22,6 +22,7 @@ from .chunks import ChunkFiles
 from .files import read_json
 from .layout import METADATA, STORAGE, Array
 from .stats import site_statistics
+from .transfer import to_cuda
 
 # Few, so that the memory a reader occupies does not grow with the store.
 OPEN_MAPS = 4
@@ -143,6 +144,7 @@ class Store:
         start: int = 0,
         shuffle: bool = True,
         drop_last: bool = False,
+        device: torch.device | None = None,
     ) -> Iterator[torch.Tensor]:
         """One epoch of a site's rows as tensors [<=batch_size, d] in the storage dtype.
 
@@ -156,6 +158,8 @@ class Store:
             start: batches to skip without reading them.
             shuffle: False gives the order of the store.
             drop_last: leave out a last batch that is not full.
+            device: a CUDA device: the batches arrive there, through pinned buffers, copied while the one before is being
+                computed on, and each is the caller's own. None or the CPU: as above.
 
         Raises:
             StoreError: no such site or parameters that cannot be; while iterating: a chunk cannot be read.
@@ -172,7 +176,10 @@ class Store:
             shuffle=shuffle,
             drop_last=drop_last,
         )
-        return iterate(partial(self._row_reader, chosen), chosen.d, STORAGE[chosen.dtype].torch, epoch_plan, start)
+        cuda = device if device is not None and device.type == "cuda" else None
+        dtype = STORAGE[chosen.dtype].torch
+        found = iterate(partial(self._row_reader, chosen), chosen.d, dtype, epoch_plan, start, pinned=cuda is not None)
+        return found if cuda is None else to_cuda(found, cuda)
 
     def n_batches(
         self,

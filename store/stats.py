@@ -17,7 +17,7 @@ def site_statistics(lines: Sequence[Line], site: str, total: np.ndarray | None =
     """
     rows = sum(line.rows for line in lines)
     if total is None:
-        total = np.sum([decode_sums(line.sums[site]) for line in lines], axis=0)
+        total = np.stack([decode_sums(line.sums[site]) for line in lines]).sum(0)
     sums, squares, low, high = zip(*(line.norms[site] for line in lines), strict=True)
     norms = {
         "mean_norm": math.fsum(sums) / rows,

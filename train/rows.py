@@ -46,7 +46,7 @@ class Rows:
         """
         left, carried = total, torch.empty(0, len(self.mean), device=self.device)
         for epoch in count():
-            for raw in self.store.batches(self.site, batch_size, seed=seed, epoch=epoch, split="train"):
+            for raw in self.store.batches(self.site, batch_size, seed=seed, epoch=epoch, split="train", device=self.device):
                 x = self.normalise(raw)
                 if len(carried):
                     x = torch.cat([carried, x])
@@ -60,11 +60,11 @@ class Rows:
 
     def once(self, split: Split, batch_size: int) -> Iterator[Tensor]:
         """Every row of a split ("train" or "held_out") once, in the store's order, in normalised batches."""
-        for x in self.store.batches(self.site, batch_size, split=split, shuffle=False):
+        for x in self.store.batches(self.site, batch_size, split=split, shuffle=False, device=self.device):
             yield self.normalise(x)
 
 
 def raw_rows(store: Store, site: str, device: torch.device, split: Split) -> Iterator[Tensor]:
     """Every row of a split once, in the store's order and units: float32 batches [≤ 4096, d_in] on the device."""
-    for x in store.batches(site, 4096, split=split, shuffle=False):
+    for x in store.batches(site, 4096, split=split, shuffle=False, device=device):
         yield x.to(device, torch.float32, copy=True)
