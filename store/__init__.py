@@ -1,6 +1,7 @@
 """The activation store: written once, shuffled and checksummed; read many times; plain Zarr v3 to everybody else."""
 
 from .check import verify
+from .copy import copy
 from .create import create
 from .imports import import_files
 from .layout import STORE_VERSION
@@ -10,4 +11,4 @@ from .reader import Site, Store
 from .subset import subset
 from .writer import Writer
 
-__all__ = ["STORE_VERSION", "Site", "Store", "Writer", "create", "import_files", "merge", "open", "subset", "verify"]
+__all__ = ["STORE_VERSION", "Site", "Store", "Writer", "copy", "create", "import_files", "merge", "open", "subset", "verify"]

@@ -20,9 +20,8 @@ import numpy as np
 import torch
 
 from ..errors import StoreError
-from .layout import Array
+from .layout import BLOCK, Array
 
-BLOCK = 256
 HELD_OUT_SHARE = 20
 HELD_OUT_ROWS = 65536
 HELD_OUT_SEED = 20240607
@@ -128,7 +127,11 @@ class RowReader(Protocol):
         ...
 
     def read(self, a: int, b: int, into: memoryview) -> int:
-        """Read rows [a, b) to the beginning of `into`; returns their number."""
+        """Read rows [a, b) to the beginning of `into`; returns their number. They are there after `settle`."""
+        ...
+
+    def settle(self) -> None:
+        """Return when everything asked for has been read."""
         ...
 
     def close(self) -> None: ...
@@ -198,6 +201,7 @@ def _read_ahead(
             at = 0
             for a, b in spans:
                 at += reader.read(a, b, views[i][at * row_bytes :])
+            reader.settle()
             ready.put((i, at))
     except BaseException as error:  # raised again where the batches are asked for
         ready.put(error)
@@ -238,6 +242,9 @@ class ChunkFiles:
                     raise StoreError(f"{path} is truncated; run `splinterp verify`.")
                 at, offset, left = at + got, offset + got, left - got
         return b - a
+
+    def settle(self) -> None:
+        """Nothing is left to wait for: `read` reads at once."""
 
     def close(self) -> None:
         while self._open:

@@ -11,8 +11,9 @@ from typing import Any
 from ..errors import StoreError
 from . import manifest
 from .files import file_crc, read_json
-from .layout import KEY, MANIFEST, METADATA, STORAGE, STORE_VERSION, Array, arrays_of
+from .layout import COMPRESSION, KEY, MANIFEST, METADATA, STORAGE, STORE_VERSION, Array, arrays_of
 from .manifest import Line
+from .stored import expected_bytes, stored_problem, stored_sound
 
 _STRUCTURE = ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs")
 
@@ -37,8 +38,12 @@ class Contents:
         return self.attributes["chunk_rows"]
 
     @property
+    def compressed(self) -> bool:
+        return "compression" in self.attributes
+
+    @property
     def arrays(self) -> list[Array]:
-        return arrays_of(self.attributes["sites"], self.attributes["dtype"], self.attributes["columns"])
+        return arrays_of(self.attributes["sites"], self.attributes["dtype"], self.attributes["columns"], self.compressed)
 
 
 def load(path: Path) -> Contents:
@@ -82,6 +87,7 @@ def _sound(ours: dict[str, Any]) -> bool:
         and all(type(d) is int and d > 0 for d in sites.values())
         and isinstance(columns, list)
         and all(isinstance(name, str) for name in columns)
+        and ours.get("compression", COMPRESSION) == COMPRESSION
     )
 
 
@@ -103,6 +109,8 @@ def committed_lines(contents: Contents) -> list[Line]:
             raise StoreError(f"{contents.path / METADATA} says {contents.rows} rows, which does not match {MANIFEST}.")
     leading = []
     while (line := lines.get(len(leading))) is not None and (not leading or leading[-1].rows == contents.chunk_rows):
+        if not stored_sound(line, [array.path for array in contents.arrays] if contents.compressed else None):
+            raise StoreError(f"{path} is damaged: what it says of chunk {line.chunk} does not fit {METADATA}.")
         leading.append(line)
     return leading
 
@@ -120,7 +128,7 @@ def problems(contents: Contents, lines: list[Line]) -> Iterator[str]:
             for key in _STRUCTURE:
                 if actual.get(key) != expected[key]:
                     yield f"{file} does not match {MANIFEST}: its {key} is {actual.get(key)}, not {expected[key]}."
-        yield from _chunk_problems(contents, array, len(lines))
+        yield from _chunk_problems(contents, array, lines)
 
 
 def _metadata_problem(file: Path) -> Iterator[str]:
@@ -132,15 +140,15 @@ def _metadata_problem(file: Path) -> Iterator[str]:
         yield str(error)
 
 
-def _chunk_problems(contents: Contents, array: Array, chunks: int) -> Iterator[str]:
+def _chunk_problems(contents: Contents, array: Array, lines: list[Line]) -> Iterator[str]:
     folder = contents.path / array.path
     if not folder.is_dir():
         yield f"{folder} is missing."
         return
     with os.scandir(folder) as entries:
         sizes = {entry.name: entry.stat().st_size for entry in entries}
-    expected = array.chunk_bytes(contents.chunk_rows)
-    for i in range(chunks):
+    for i, line in enumerate(lines):
+        expected = expected_bytes(array, line, contents.chunk_rows)
         size = sizes.pop(array.chunk_name(i), None)
         if size is None:
             yield f"{array.chunk_path(contents.path, i)} is missing."
@@ -170,7 +178,8 @@ def verify(path: str | os.PathLike[str], *, full: bool, progress: Callable[[int,
     """What is wrong with the store at `path`: one sentence a problem, naming the file; empty if it is sound.
 
     Args:
-        full: also read every chunk and check its crc32c against both its last four bytes and the manifest.
+        full: also read every chunk and check its crc32c against both its last four bytes and the manifest; an archive's
+            files are checked as they are, without decompressing.
         progress: called with (chunk files read, chunk files in all).
 
     Raises:
@@ -196,6 +205,8 @@ def verify(path: str | os.PathLike[str], *, full: bool, progress: Callable[[int,
                 None
                 if any(s.startswith(f"{file} ") for s in reported)
                 else _checksum_problem(file, line.crc32c.get(array.path))
+                if line.stored is None
+                else stored_problem(file, line.stored[array.path])
             )
             if problem:
                 found.append(problem)
@@ -207,6 +218,6 @@ def verify(path: str | os.PathLike[str], *, full: bool, progress: Callable[[int,
 def unfinished_sentence(contents: Contents) -> str:
     """Says that a store is unfinished and how to get it finished."""
     source = contents.attributes.get("source")
-    if source in ("import", "merge", "subset"):
+    if source in ("import", "merge", "subset", "copy"):
         return f"{contents.path} is unfinished; if the {source} was interrupted, run `splinterp {source} ... --force` again."
     return f"{contents.path} is unfinished; if the harvest was interrupted, go on with `splinterp harvest ... --resume`."
