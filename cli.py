@@ -251,6 +251,32 @@ def subset(
 
 
 @app.command()
+def copy(
+    src: Annotated[Path, typer.Argument(help="A store, or a compressed archive of one.")],
+    dst: Annotated[Path, typer.Argument(help="The copy to write.")],
+    compress: Annotated[
+        bool,
+        typer.Option("--compress", help="Make a compressed archive: smaller, and slower to read. Without it: a plain store."),
+    ] = False,
+    force: ForceOption = False,
+) -> None:
+    """Copy a store, into a compressed archive or back."""
+    from . import store as stores
+    from .progress import Bar
+
+    with Bar("copy", None) as bar:
+        made = stores.copy(
+            src, dst, compress=compress, force=force, progress=lambda done, total: bar.update(done, total=total)
+        )  # fmt: skip
+    _say_store(made)
+    before, after = stores.open(src).info()["bytes"], made.info()["bytes"]
+    ratio = f"{max(before, after) / min(before, after):.2f} times {'smaller' if after < before else 'larger'}"
+    out_console.print(
+        f"{format_bytes(before)} -> {format_bytes(after)}, {'the same' if after == before else ratio}.", highlight=False
+    )
+
+
+@app.command()
 def train(
     store: StoreOption,
     site: SiteOption = None,

@@ -1,6 +1,7 @@
 """The store against the bare limits of this machine: raw file writing, and a copy out of a memory map.
 
     python bench/store.py --gb 1 --d 768 --dtype bfloat16 --rounds 5
+    python bench/store.py --store acts.zarr      # its rows: normal numbers say little of how activations compress
 
 Every contender runs once a round, one after the other, so that a busy machine slows all alike; a ratio is taken within its
 round, and the table gives the median over rounds with the smallest and largest. "Cold" means that the files were synced and
@@ -35,13 +36,25 @@ COLUMNS = ("token_id", "position", "document", "sequence")
 WRITE_LIMIT, READ_LIMIT = "raw write", "memmap copy"
 
 
-def make_rows(rows: int, d: int, dtype: str) -> torch.Tensor:
-    """[rows, d] normal numbers, every row different: a source as large, and as cold in the processor's caches, as a harvest."""
+def make_rows(size: int, d: int, dtype: str) -> torch.Tensor:
+    """[rows, d], `size` bytes of normal numbers, every row different.
+
+    A source as large, and as cold in the processor's caches, as a harvest.
+    """
+    rows = max(BATCH, size // (d * STORAGE[dtype].itemsize))
     generator = torch.Generator().manual_seed(0)
     x = torch.empty(rows, d, dtype=STORAGE[dtype].torch)
     for part in x.split(BATCH):
         part.copy_(torch.randn(part.shape, generator=generator))
     return x
+
+
+def take_rows(path: Path, site: str | None, gb: float) -> tuple[torch.Tensor, str]:
+    """([rows, d], dtype): a store's first `gb` of a site, or all of it."""
+    opened = stores.open(path)
+    chosen = opened.site(site)
+    rows = min(opened.rows, int(gb * 1e9 / (chosen.d * STORAGE[chosen.dtype].itemsize)))
+    return opened.acts(chosen.name, 0, rows).clone(), chosen.dtype
 
 
 def write_raw(x: torch.Tensor, folder: Path, chunk_rows: int, threads: int) -> None:
@@ -75,6 +88,11 @@ def write_ours(x: torch.Tensor, path: Path, dtype: str, chunk_rows: int) -> None
             numbers = np.arange(a, a + len(part))
             writer.add({SITE: part}, dict.fromkeys(COLUMNS, numbers))
         writer.finish()
+
+
+def write_archive(store: Path, path: Path) -> None:
+    """`splinterp copy --compress` of the store that `write_ours` wrote: read, checked, compressed, written."""
+    stores.copy(store, path, compress=True)
 
 
 def zarr_array(path: Path, x: torch.Tensor, chunk_rows: int, compressed: bool) -> Any:
@@ -153,21 +171,24 @@ def compare(seconds: dict[str, list[float]], limit: str) -> dict[str, dict[str, 
     return {name: {"median": statistics.median(s), "low": min(s), "high": max(s)} for name, s in shares.items()}
 
 
-def bench(gb: float, d: int, dtype: str, rounds: int, folder: Path) -> dict[str, Any]:
-    """Run everything in `folder` (needs about 4 times `gb` there, and `gb` of memory for the source besides the writer's pool)."""
-    row_bytes = d * STORAGE[dtype].itemsize
-    rows = max(BATCH, int(gb * 1e9 / row_bytes))
+def bench(x: torch.Tensor, source: str, dtype: str, rounds: int, folder: Path) -> dict[str, Any]:
+    """Run everything with rows `x` in `folder` (needs about 5 times their size there)."""
+    rows, d = x.shape
+    row_bytes = d * x.element_size()
     # A chunk as for a large store, but at least eight of them, so that there are files to go through.
     chunk_rows = min(default_chunk_rows(row_bytes, None), max(256, 2 ** ((rows // 8).bit_length() - 1)))
-    x = make_rows(rows, d, dtype)
-    ours, plain, packed = folder / "ours", folder / "plain.zarr", folder / "blosc.zarr"
+    ours, archive, plain, packed = folder / "ours", folder / "archive", folder / "plain.zarr", folder / "blosc.zarr"
+    write_ours(x, ours, dtype, chunk_rows)
 
     def fresh(name: str) -> None:
         # Removing old files and settling the disk are nobody's work here.
-        for old in {"ours": [ours], "zarr": [plain], "zarr blosc": [packed]}.get(name, folder.glob("raw.*")):
+        outputs = {"ours": [ours], "archive": [archive], "zarr": [plain], "zarr blosc": [packed]}
+        for old in outputs.get(name, folder.glob("raw.*")):
             shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
         os.sync()
         touch_page_cache(folder, 2 * x.nbytes)
+        if name == "archive":  # made from a store that is in the page cache
+            read_memmap(ours, x, chunk_rows)
 
     tables = {}
     writing = measure(
@@ -175,6 +196,7 @@ def bench(gb: float, d: int, dtype: str, rounds: int, folder: Path) -> dict[str,
             WRITE_LIMIT: lambda: write_raw(x, folder, chunk_rows, 1),
             "raw write, 2 threads": lambda: write_raw(x, folder, chunk_rows, 2),
             "ours": lambda: write_ours(x, ours, dtype, chunk_rows),
+            "archive": lambda: write_archive(ours, archive),
             "zarr": lambda: write_zarr(x, zarr_array(plain, x, chunk_rows, False)),
             "zarr blosc": lambda: write_zarr(x, zarr_array(packed, x, chunk_rows, True)),
         },
@@ -183,19 +205,22 @@ def bench(gb: float, d: int, dtype: str, rounds: int, folder: Path) -> dict[str,
     )
     tables["write"] = (writing, WRITE_LIMIT)
     fresh(WRITE_LIMIT)
-    stored = sum(file.stat().st_size for file in _files(packed))
+    stored = sum(file.stat().st_size for file in _files(archive / SITE))
     reading = {
         READ_LIMIT: lambda: read_memmap(ours, x, chunk_rows),
         "ours, sequential": lambda: read_sequential(ours, x),
         "ours, batches in order": lambda: read_batches(ours, False),
         "ours, shuffled batches": lambda: read_batches(ours, True),
+        "archive, sequential": lambda: read_sequential(archive, x),
+        "archive, batches in order": lambda: read_batches(archive, False),
+        "archive, shuffled batches": lambda: read_batches(archive, True),
         "zarr on our store": lambda: read_zarr(ours / SITE / "acts"),
         "zarr": lambda: read_zarr(plain),
         "zarr blosc": lambda: read_zarr(packed),
     }
 
     def cold(_: str) -> None:
-        forget([ours, plain, packed])
+        forget([ours, archive, plain, packed])
         touch_page_cache(folder, 2 * x.nbytes)
 
     tables["read, cold"] = (measure(reading, rounds, cold), READ_LIMIT)
@@ -208,7 +233,8 @@ def bench(gb: float, d: int, dtype: str, rounds: int, folder: Path) -> dict[str,
         "dtype": dtype,
         "chunk_rows": chunk_rows,
         "rounds": rounds,
-        "blosc_compression": rows * row_bytes / stored,
+        "source": source,
+        "compression": rows * row_bytes / stored,
         "gb_per_s": {
             title: {name: rows * row_bytes / 1e9 / statistics.median(times) for name, times in seconds.items()}
             for title, (seconds, _) in tables.items()
@@ -238,7 +264,7 @@ def table(result: dict[str, Any]) -> str:
     """Markdown: a line a contender, its speed, and its share of the limit with the smallest and largest over the rounds."""
     lines = [
         f"{result['rows']:,} rows, d={result['d']}, {result['dtype']}, {result['chunk_rows']:,} rows a chunk, {result['rounds']} rounds; "
-        f"blosc compresses these (normal random) rows {result['blosc_compression']:.2f} times.",
+        f"the archive is {result['compression']:.2f} times smaller than these rows ({result['source']}).",
         "",
         "| | | GB/s | of the limit | over rounds |",
         "|---|---|---|---|---|",
@@ -271,15 +297,21 @@ def main() -> None:
     parser.add_argument("--gb", type=float, default=1.0, help="size of the rows in GB")
     parser.add_argument("--d", type=int, default=768)
     parser.add_argument("--dtype", choices=sorted(STORAGE), nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--store", type=Path, help="take the rows, d and dtype of this store  [default: normal random numbers]")
+    parser.add_argument("--site", help="of the store, where it has several")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="on the disk to be measured  [default: the system's temporary folder]")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     args = parser.parse_args()
     results = {}
-    for dtype in args.dtype:
+    taken = None if args.store is None else take_rows(args.store, args.site, args.gb)
+    for dtype in args.dtype if taken is None else [taken[1]]:
+        x, source = (
+            (make_rows(int(args.gb * 1e9), args.d, dtype), "normal random") if taken is None else (taken[0], str(args.store))
+        )
         folder = Path(tempfile.mkdtemp(prefix="splinterp-bench-", dir=args.folder))
         try:
-            results[dtype] = bench(args.gb, args.d, dtype, args.rounds, folder)
+            results[dtype] = bench(x, source, dtype, args.rounds, folder)
         finally:
             shutil.rmtree(folder)
         if not args.json:

@@ -1,6 +1,7 @@
 """The activation store: written once, shuffled and checksummed; read many times; plain Zarr v3 to everybody else."""
 
 from .check import verify
+from .copy import copy
 from .create import create
 from .dataset import RowDataset
 from .imports import import_files
@@ -18,6 +19,7 @@ __all__ = [
     "Site",
     "Store",
     "Writer",
+    "copy",
     "create",
     "create_rank",
     "import_files",

@@ -123,7 +123,11 @@ class RowReader(Protocol):
         ...
 
     def read(self, a: int, b: int, into: memoryview) -> int:
-        """Read rows [a, b) to the beginning of `into`; returns their number."""
+        """Read rows [a, b) to the beginning of `into`; returns their number. They are there after `settle`."""
+        ...
+
+    def settle(self) -> None:
+        """Return when everything asked for has been read."""
         ...
 
     def close(self) -> None: ...
@@ -198,6 +202,7 @@ def _read_ahead(
             at = 0
             for a, b in spans:
                 at += reader.read(a, b, views[i][at * row_bytes :])
+            reader.settle()
             ready.put((i, at))
     except BaseException as error:  # raised again where the batches are asked for
         ready.put(error)

@@ -13,8 +13,9 @@ import google_crc32c
 from ..errors import StoreError
 from . import manifest
 from .files import file_crc, json_crc, read_json
-from .layout import KEY, LOG, MANIFEST, METADATA, STORAGE, STORE_VERSION, Array, arrays_of
+from .layout import COMPRESSION, KEY, LOG, MANIFEST, METADATA, STORAGE, STORE_VERSION, Array, arrays_of, check_name
 from .manifest import Line
+from .stored import expected_bytes, stored_problem, stored_sound
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,12 @@ class Contents:
         return self.attributes["chunk_rows"]
 
     @property
+    def compressed(self) -> bool:
+        return "compression" in self.attributes
+
+    @property
     def arrays(self) -> list[Array]:
-        return arrays_of(self.attributes["sites"], self.attributes["dtype"], self.attributes["columns"])
+        return arrays_of(self.attributes["sites"], self.attributes["dtype"], self.attributes["columns"], self.compressed)
 
 
 def load(path: Path) -> Contents:
@@ -74,6 +79,10 @@ def load(path: Path) -> Contents:
         raise StoreError(f"{path / METADATA} is damaged: its splinterp attributes do not match their checksum.")
     if not _sound(ours):
         raise StoreError(f"{path / METADATA} is damaged: its splinterp attributes do not describe a store.")
+    for name in ours["sites"]:
+        check_name(name, "site")
+    for name in ours["columns"]:
+        check_name(name, "column")
     return Contents(path, ours)
 
 
@@ -91,6 +100,7 @@ def _sound(ours: dict[str, Any]) -> bool:
         and isinstance(ours.get("metadata_crc32c", {}), dict)
         and isinstance(columns, list)
         and all(isinstance(name, str) for name in columns)
+        and ours.get("compression", COMPRESSION) == COMPRESSION
     )
 
 
@@ -112,6 +122,8 @@ def committed_lines(contents: Contents) -> list[Line]:
             raise StoreError(f"{contents.path / METADATA} says {contents.rows} rows, which does not match {MANIFEST}.")
     leading = []
     while (line := lines.get(len(leading))) is not None and (not leading or leading[-1].rows == contents.chunk_rows):
+        if not stored_sound(line, [array.path for array in contents.arrays] if contents.compressed else None):
+            raise StoreError(f"{path} is damaged: what it says of chunk {line.chunk} does not fit {METADATA}.")
         leading.append(line)
     return leading
 
@@ -123,7 +135,7 @@ def problems(contents: Contents, lines: list[Line]) -> Iterator[str]:
     for folder in [*contents.attributes["sites"], *(array.path for array in contents.arrays)]:
         yield from _metadata_problem(contents, f"{folder}/{METADATA}")
     for array in contents.arrays:
-        yield from _chunk_problems(contents, array, len(lines))
+        yield from _chunk_problems(contents, array, lines)
 
 
 def _metadata_problem(contents: Contents, name: str) -> Iterator[str]:
@@ -137,15 +149,15 @@ def _metadata_problem(contents: Contents, name: str) -> Iterator[str]:
         yield f"{file} does not match its checksum in {METADATA}: it is damaged or belongs to another store."
 
 
-def _chunk_problems(contents: Contents, array: Array, chunks: int) -> Iterator[str]:
+def _chunk_problems(contents: Contents, array: Array, lines: list[Line]) -> Iterator[str]:
     folder = contents.path / array.path
     if not folder.is_dir():
         yield f"{folder} is missing."
         return
     with os.scandir(folder) as entries:
         sizes = {entry.name: entry.stat().st_size for entry in entries}
-    expected = array.chunk_bytes(contents.chunk_rows)
-    for i in range(chunks):
+    for i, line in enumerate(lines):
+        expected = expected_bytes(array, line, contents.chunk_rows)
         size = sizes.pop(array.chunk_name(i), None)
         if size is None:
             yield f"{array.chunk_path(contents.path, i)} is missing."
@@ -175,7 +187,8 @@ def verify(path: str | os.PathLike[str], *, full: bool, progress: Callable[[int,
     """What is wrong with the store at `path`: one sentence a problem, naming the file; empty if it is sound.
 
     Args:
-        full: also read every chunk and check its crc32c against both its last four bytes and the manifest.
+        full: also read every chunk and check its crc32c against both its last four bytes and the manifest; an archive's
+            files are checked as they are, without decompressing.
         progress: called with (chunk files read, chunk files in all).
 
     Raises:
@@ -201,6 +214,8 @@ def verify(path: str | os.PathLike[str], *, full: bool, progress: Callable[[int,
                 None
                 if any(s.startswith(f"{file} ") for s in reported)
                 else _checksum_problem(file, line.crc32c.get(array.path))
+                if line.stored is None
+                else stored_problem(file, line.stored[array.path])
             )
             if problem:
                 found.append(problem)
@@ -212,6 +227,6 @@ def verify(path: str | os.PathLike[str], *, full: bool, progress: Callable[[int,
 def unfinished_sentence(contents: Contents) -> str:
     """Says that a store is unfinished and how to get it finished."""
     source = contents.attributes.get("source")
-    if source in ("import", "merge", "subset"):
+    if source in ("import", "merge", "subset", "copy"):
         return f"{contents.path} is unfinished; if the {source} was interrupted, run `splinterp {source} ... --force` again."
     return f"{contents.path} is unfinished; if the harvest was interrupted, go on with `splinterp harvest ... --resume`."

@@ -68,6 +68,9 @@ class ChunkFiles:
                 first, at = first + taken, at + taken * width
         return b - a
 
+    def settle(self) -> None:
+        """Nothing is left to wait for: `read` reads at once."""
+
     def close(self) -> None:
         while self._open:
             os.close(self._open.popitem()[1])

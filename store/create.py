@@ -60,6 +60,15 @@ def create(
         memory=memory,
         chunk_rows=chunk_rows,
     )
+    return Writer(*begin(plan, resume=resume, force=force))
+
+
+def begin(plan: Plan, *, resume: bool, force: bool) -> tuple[Plan, Log, Lock]:
+    """Take the plan's path, lock it, and publish the beginning: what a writer needs.
+
+    Raises:
+        StoreError: the path is taken or in use, or the interrupted store was made otherwise.
+    """
     if resume and force:
         raise StoreError("Either go on with the old store (--resume) or replace it (--force), not both.")
     try:
@@ -90,7 +99,7 @@ def create(
         log = Log(plan.path / LOG)
         sync_folder(plan.path)
         _drop_lines_without_files(plan, log)
-        return Writer(plan, log, lock)
+        return plan, log, lock
     except OSError as error:
         lock.release()
         raise StoreError(f"{plan.path} cannot be written: {error.strerror}.") from None

@@ -196,6 +196,9 @@ class _Decoded:
             first, at = first + len(piece), at + piece.nbytes
         return b - a
 
+    def settle(self) -> None:
+        """Nothing is left to wait for."""
+
     def close(self) -> None:
         self._kept.clear()
 

@@ -9,6 +9,8 @@
 <store>/<site>/acts/c.<i>.0        R*d values, little-endian, then their crc32c (4 bytes, little-endian)
 <store>/<column>/zarr.json         array [N] uint32, chunks (R,)
 <store>/<column>/c.<i>
+
+A compressed archive has the same arrays and chunks; each chunk file is then a shard (see shards.py).
 """
 
 from __future__ import annotations
@@ -40,6 +42,10 @@ CHUNK_BYTES = 96 * 2**20
 SMALLEST_CHUNK = 256
 LARGEST_CHUNK = 2**20
 CHUNKS_OF_A_SMALL_STORE = 16
+# Rows that are shuffled, read and compressed as one.
+BLOCK = 256
+# What the attribute `compression` of an archive says; a plain store has no such attribute.
+COMPRESSION = "blosc lz4 bitshuffle"
 CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 
 
@@ -70,12 +76,13 @@ STORAGE = {
 class Array:
     """One array of the store: a site's activations (d is an int) or a row column (d is None).
 
-    `path` is relative to the store; `dtype` is a key of STORAGE or "uint32".
+    `path` is relative to the store; `dtype` is a key of STORAGE or "uint32"; `compressed` in an archive.
     """
 
     path: str
     d: int | None
     dtype: str
+    compressed: bool = False
 
     @property
     def numpy(self) -> np.dtype:
@@ -101,7 +108,7 @@ class Array:
         return root / self.path / self.chunk_name(i)
 
     def chunk_bytes(self, chunk_rows: int) -> int:
-        """Exact size of a chunk file: full chunk (the last one is padded) plus its checksum."""
+        """Exact size of an uncompressed chunk file: full chunk (the last one is padded) plus its checksum."""
         return chunk_rows * self.row_bytes + CRC_BYTES
 
     def metadata(self, rows: int, chunk_rows: int) -> dict[str, Any]:
@@ -116,10 +123,27 @@ class Array:
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [chunk_rows, *tail]}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
             "fill_value": fill,
-            "codecs": CODECS,
+            "codecs": shard_codecs([block_rows(chunk_rows), *tail], self.numpy.itemsize) if self.compressed else CODECS,
             "attributes": {} if self.d is None else {"torch_dtype": self.dtype},
             "storage_transformers": [],
         }
+
+
+def block_rows(chunk_rows: int) -> int:
+    """Rows in an inner chunk of an archive: a block, or the whole chunk where blocks do not divide it."""
+    return chunk_rows if chunk_rows % BLOCK else BLOCK
+
+
+def shard_codecs(inner: list[int], itemsize: int) -> list[dict[str, Any]]:
+    """Zarr's codecs of an archive's array with inner chunks of shape `inner`."""
+    blosc = {"typesize": itemsize, "cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
+    shard = {
+        "chunk_shape": inner,
+        "codecs": [CODECS[0], {"name": "blosc", "configuration": blosc}, CODECS[1]],
+        "index_codecs": CODECS,
+        "index_location": "end",
+    }
+    return [{"name": "sharding_indexed", "configuration": shard}]
 
 
 def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -127,9 +151,10 @@ def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
-def arrays_of(sites: dict[str, int], dtype: str, columns: Sequence[str]) -> list[Array]:
+def arrays_of(sites: dict[str, int], dtype: str, columns: Sequence[str], compressed: bool = False) -> list[Array]:
     """Every array of a store, sites first, in the order given."""
-    return [Array(f"{site}/acts", d, dtype) for site, d in sites.items()] + [Array(name, None, "uint32") for name in columns]
+    acts = [Array(f"{site}/acts", d, dtype, compressed) for site, d in sites.items()]
+    return acts + [Array(name, None, "uint32", compressed) for name in columns]
 
 
 def check_name(name: str, what: str) -> None:

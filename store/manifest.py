@@ -2,7 +2,8 @@
 
 A chunk counts from the moment its line is on disk. A line holds the chunk's index, rows, the crc32c of each array's
 chunk and of every block of a site's rows, per site the column sums (float64) and the norms' (sum, sum of squares, min, max),
-and where the source stood at the end of the chunk's pool generation. A later line for the same chunk replaces an earlier one.
+and where the source stood at the end of the chunk's pool generation; in an archive also the size and checksum of each array's
+file. A later line for the same chunk replaces an earlier one.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Line:
     crc32c of each 256 rows of the chunk, without its padding, so that a reader can check what it reads without reading the chunk.
     `sums` is base64 of float64 little-endian vectors [d]; a finished store's manifest has none (its sites' metadata has the mean).
     `generation_rows` rows, in stream order, make up pool generation `generation`; when its last row had been taken,
-    the writer had been offered `offered` rows in all and had dropped `dropped` of them.
+    the writer had been offered `offered` rows in all and had dropped `dropped` of them. `crc32c` is of the raw rows, and
+    `stored`, of an archive's lines only, gives by array path the compressed file's [bytes, crc32] (see stored.py).
     """
 
     chunk: int
@@ -45,6 +47,7 @@ class Line:
     generation_rows: int
     offered: int
     dropped: int
+    stored: dict[str, list[int]] | None = None
 
     def same_rows(self, other: Line) -> bool:
         """Whether both lines speak of the same bytes at the same place of the stream."""
@@ -57,7 +60,8 @@ class Line:
         )
 
     def encode(self) -> bytes:
-        return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        value = {key: part for key, part in asdict(self).items() if key != "stored" or part is not None}
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def encode(values: np.ndarray) -> str:

@@ -33,6 +33,7 @@ RESERVED = (
     "dtype",
     "sites",
     "columns",
+    "compression",
     "offered_rows",
     "dropped_non_finite",
     "manifest_crc32c",
@@ -54,10 +55,11 @@ class Plan:
     chunk_rows: int
     pool_chunks: int
     attributes: dict[str, Any] = field(default_factory=dict)
+    compression: str | None = None
 
     @property
     def arrays(self) -> list[Array]:
-        return arrays_of(self.sites, self.dtype, self.columns)
+        return arrays_of(self.sites, self.dtype, self.columns, self.compression is not None)
 
     @property
     def storage(self) -> Storage:
@@ -100,6 +102,7 @@ class Plan:
             "dtype": self.dtype,
             "sites": dict(self.sites),
             "columns": list(self.columns),
+            **({"compression": self.compression} if self.compression else {}),
             **self.attributes,
             **more,
         }

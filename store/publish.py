@@ -46,11 +46,11 @@ def publish_complete(
     rows: int,
     offered: int,
     extra: dict[str, Any],
-    totals: Mapping[str, np.ndarray] | None = None,
+    means: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Sorted manifest, then shapes and statistics, then the root with status "complete"; log and pool, now of no use, go after it.
 
-    `totals`: each site's sum of rows [d], where the lines do not have it.
+    `means`: each site's mean row [d], where the lines do not have sums.
     """
     chunks = -(-rows // plan.chunk_rows)
     kept = [lines[i] for i in range(chunks)]
@@ -59,7 +59,7 @@ def publish_complete(
     crc = manifest.publish(plan.path / MANIFEST, kept)
     metadata = {plan.path / array.path / METADATA: array.metadata(rows, plan.chunk_rows) for array in plan.arrays}
     for site, d in plan.sites.items():
-        mean, norms = site_statistics(kept, site, None if totals is None else totals[site])
+        mean, norms = site_statistics(kept, site, None if means is None else means[site])
         attributes = {"site": site, "d": d, "rows": rows, "torch_dtype": plan.dtype, "mean": mean.tolist(), **norms}
         metadata[plan.path / site / METADATA] = group_metadata(attributes)
     crcs = {str(path.relative_to(plan.path)): value for path, value in write_json(metadata).items()}

@@ -150,7 +150,7 @@ def _join(contents: Contents, parts: list[Contents]) -> None:
             sync_folder(plan.path / array.path)
         told = {k: v for k, v in parts[0].attributes.items() if k not in RESERVED and k not in plan.attributes and k != "rank"}
         rows, offered = (sum(part.attributes[key] for part in parts) for key in ("rows", "offered_rows"))
-        publish_complete(plan, log.lines, rows, offered, told, {site: _total(parts, site) for site in plan.sites})
+        publish_complete(plan, log.lines, rows, offered, told, {site: _mean(parts, site) for site in plan.sites})
     finally:
         log.close()
 
@@ -192,10 +192,10 @@ def _plan_of(contents: Contents) -> Plan:
     )
 
 
-def _total(parts: list[Contents], site: str) -> np.ndarray:
-    """Sum [d] float64 of a site's rows over all parts, from the means that they published."""
+def _mean(parts: list[Contents], site: str) -> np.ndarray:
+    """Mean row [d] float64 of a site over all parts, from the means that they published."""
     means = [read_json(part.path / site / METADATA)["attributes"]["mean"] for part in parts]
-    return np.sum([np.array(mean) * part.rows for mean, part in zip(means, parts, strict=True)], axis=0)
+    return np.average(means, axis=0, weights=[part.rows for part in parts])
 
 
 def _move(plan: Plan, part: Contents, line: Line, chunk: int) -> None:

@@ -44,7 +44,12 @@ class Site:
 
 
 def open_store(path: str | os.PathLike[str], *, unfinished: bool = False) -> Store:
-    """Open the store at `path`, checking its metadata and every chunk's presence and exact size.
+    """Open the uncompressed store at `path`; arguments and errors as `checked`."""
+    return Store(*checked(path, unfinished=unfinished))
+
+
+def checked(path: str | os.PathLike[str], *, unfinished: bool = False) -> tuple[Contents, list[manifest.Line]]:
+    """A store's attributes and manifest lines, after checking its metadata and every chunk's presence and exact size.
 
     Args:
         unfinished: also open a store still being written; only its committed, gapless beginning is seen.
@@ -62,7 +67,9 @@ def open_store(path: str | os.PathLike[str], *, unfinished: bool = False) -> Sto
         raise StoreError(found[0] + more)
     if not lines:
         raise StoreError(f"{contents.path} holds no rows yet: {unfinished_sentence(contents)}")
-    return Store(contents, lines)
+    if not contents.complete and not all(line.sums for line in lines):
+        raise StoreError(unfinished_sentence(contents))  # a copy takes its statistics over at the end
+    return contents, lines
 
 
 class Store:

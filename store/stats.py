@@ -10,14 +10,13 @@ import numpy as np
 from .manifest import Line, decode_sums
 
 
-def site_statistics(lines: Sequence[Line], site: str, total: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, float]]:
+def site_statistics(lines: Sequence[Line], site: str, mean: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, float]]:
     """Mean row [d] float64, and mean, root mean square, smallest and largest Euclidean norm of a site's rows.
 
-    `total`: the sum of the rows [d], where the lines do not have it.
+    `mean`: the mean row, where the lines do not have sums.
     """
     rows = sum(line.rows for line in lines)
-    if total is None:
-        total = np.stack([decode_sums(line.sums[site]) for line in lines]).sum(0)
+    found = np.sum([decode_sums(line.sums[site]) for line in lines], axis=0) / rows if mean is None else mean
     sums, squares, low, high = zip(*(line.norms[site] for line in lines), strict=True)
     norms = {
         "mean_norm": math.fsum(sums) / rows,
@@ -25,4 +24,4 @@ def site_statistics(lines: Sequence[Line], site: str, total: np.ndarray | None =
         "min_norm": min(low),
         "max_norm": max(high),
     }
-    return total / rows, norms
+    return found, norms
