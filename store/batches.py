@@ -188,6 +188,7 @@ def _read_ahead(
     try:
         reader = make_reader()
         upcoming = plan.spans(start)
+        reader.announce(upcoming)
         for batch in range(start, plan.n_batches):
             spans, upcoming = upcoming, plan.spans(batch + 1) if batch + 1 < plan.n_batches else []
             # Told early, the kernel fetches the scattered blocks of the next batch while this one is copied.
@@ -254,7 +255,7 @@ class ChunkFiles:
     def _fd(self, chunk: int) -> int:
         fd = self._open.pop(chunk, None)
         if fd is None:
-            path = self._array.chunk_path(self._root, chunk)
+            path = Path(self._root, self._array.path, self._array.chunk_name(chunk))
             try:
                 fd = os.open(path, os.O_RDONLY)
             except OSError as error:

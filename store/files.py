@@ -6,7 +6,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import numpy as np
 
 from ..errors import StoreError
 from .layout import CRC_BYTES, LOCK
+from .places import AnyPath, RemotePath
 
 WRITE_BYTES = 2**20
+SLAB_BYTES = 2**23
 
 
 def temporary(path: Path) -> Path:
@@ -28,8 +30,10 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
+def sync_folder(folder: AnyPath) -> None:
+    """Make renames inside `folder` durable; what an object store has taken is durable already."""
+    if isinstance(folder, RemotePath):
+        return
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -43,7 +47,23 @@ def write_all(fd: int, data: memoryview) -> None:
         data = data[os.write(fd, data[:WRITE_BYTES]) :]
 
 
-def write_files(files: Sequence[tuple[Path, Sequence[memoryview]]]) -> None:
+def write_files(files: Sequence[tuple[AnyPath, Sequence[memoryview]]]) -> None:
+    """Durably write each (path, parts), each file whole or not at all; in the order given on an object store.
+
+    Raises:
+        OSError: as the system says, with the file's name.
+    """
+    local: list[tuple[Path, Sequence[memoryview]]] = []
+    for path, parts in files:
+        if isinstance(path, RemotePath):
+            path.write_bytes(b"".join(parts))
+        else:
+            local.append((path, parts))
+    if local:
+        _write_local(local)
+
+
+def _write_local(files: Sequence[tuple[Path, Sequence[memoryview]]]) -> None:
     """Durably write each (path, parts): all to temporary names, all fsynced, all renamed, then their folders synced.
 
     Together rather than one by one: a journalling file system makes the fsyncs of a group with little more than one commit.
@@ -74,18 +94,18 @@ def write_files(files: Sequence[tuple[Path, Sequence[memoryview]]]) -> None:
         sync_folder(folder)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: AnyPath, data: bytes) -> None:
     """Atomically and durably replace `path`."""
     write_files([(path, [memoryview(data)])])
 
 
-def write_json(values: dict[Path, dict[str, Any]]) -> None:
+def write_json(values: Mapping[AnyPath, dict[str, Any]]) -> None:
     """Durably replace each path by its value as strict JSON (no bare NaN); each file is replaced whole or not at all."""
     encoded = {path: (json.dumps(value, indent=1, allow_nan=False) + "\n").encode() for path, value in values.items()}
     write_files([(path, [memoryview(data)]) for path, data in encoded.items()])
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """A JSON object from `path`.
 
     Raises:
@@ -113,17 +133,26 @@ def crc_of(parts: Sequence[np.ndarray]) -> int:
     return crc
 
 
-def file_crc(path: Path) -> tuple[int, int]:
+def file_crc(path: AnyPath) -> tuple[int, int]:
     """(crc32c of all but the last four bytes, the checksum in the last four), read in slabs of 8 MiB."""
-    crc, left = 0, path.stat().st_size - CRC_BYTES
+    crc, last = 0, b""
+    for slab in _slabs(path):
+        data = last + slab
+        crc, last = google_crc32c.extend(crc, data[:-CRC_BYTES]), data[-CRC_BYTES:]
+    if len(last) < CRC_BYTES:
+        raise StoreError(f"{path} is truncated.")
+    return crc, int.from_bytes(last, "little")
+
+
+def _slabs(path: AnyPath) -> Iterator[bytes]:
+    if isinstance(path, RemotePath):
+        size = path.size()
+        for a in range(0, size, SLAB_BYTES):
+            yield path.read_range(a, min(size, a + SLAB_BYTES))
+        return
     with path.open("rb") as file:
-        while left:
-            slab = file.read(min(left, 2**23))
-            if not slab:
-                raise StoreError(f"{path} is truncated.")
-            crc = google_crc32c.extend(crc, slab)
-            left -= len(slab)
-        return crc, int.from_bytes(file.read(CRC_BYTES), "little")
+        while slab := file.read(SLAB_BYTES):
+            yield slab
 
 
 class Lock:
@@ -147,6 +176,9 @@ class Lock:
                     ) from None
                 raise StoreError(f"{store} cannot be locked: {error.strerror}.") from None
             os.close(self._fd)
+
+    def check(self) -> None:
+        """Held is held: the kernel keeps other writers out."""
 
     def release(self, *, remove: bool = False) -> None:
         """Free the lock; `remove` also deletes its file (the store is finished)."""

@@ -7,6 +7,10 @@
 <store>/<site>/acts/c.<i>.0        R*d values, little-endian, then their crc32c (4 bytes, little-endian)
 <store>/<column>/zarr.json         array [N] uint32, chunks (R,)
 <store>/<column>/c.<i>
+
+A store on an object store has, until it is finished, also:
+<store>/.log/<i>.json              the line of committed chunk i
+<store>/.writer                    the id of its newest writer
 """
 
 from __future__ import annotations
@@ -14,19 +18,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import StoreError
+from .places import AnyPath
 
 STORE_VERSION = 1
 KEY = "splinterp"
 METADATA = "zarr.json"
 MANIFEST = "manifest.jsonl"
 LOCK = ".lock"
+WRITER = ".writer"
+LOG = ".log"
 CRC_BYTES = 4
 COLUMN_FILL = 0xFFFFFFFF
 CHUNK_BYTES = 96 * 2**20
@@ -90,7 +96,7 @@ class Array:
         match = re.fullmatch(r"c\.(0|[1-9]\d*)" if self.d is None else r"c\.(0|[1-9]\d*)\.0", name)
         return int(match[1]) if match else None
 
-    def chunk_path(self, root: Path, i: int) -> Path:
+    def chunk_path(self, root: AnyPath, i: int) -> AnyPath:
         return root / self.path / self.chunk_name(i)
 
     def chunk_bytes(self, chunk_rows: int) -> int:

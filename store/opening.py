@@ -1,24 +1,47 @@
-"""open(): a store of ours through memory maps, any other Zarr layout through zarr."""
+"""open(): a store of ours through memory maps or ranges of remote objects, any other Zarr layout through zarr."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
+from ..errors import StoreError
+from .check import committed_lines, load, problems, reachable, unfinished_sentence
 from .foreign import ForeignStore, is_foreign
-from .reader import Store, open_store
+from .places import Location, RemotePath, place
+from .reader import Store
+from .remote import RemoteStore
 
 
-def open_any(path: str | os.PathLike[str], *, unfinished: bool = False) -> Store:
+def open_any(path: Location, *, unfinished: bool = False, cache_bytes: int | None = None) -> Store:
     """Open the store at `path`, checking its metadata and every chunk's presence and exact size.
 
-    Any other Zarr array [N, d], or group of such arrays, of format 2 or 3, compressed or sharded, is read through the zarr library
-    with the same interface; the store's `note` then says that this is slower.
+    Any other local Zarr array [N, d], or group of such arrays, of format 2 or 3, compressed or sharded, is read through the zarr
+    library with the same interface; the store's `note` then says that this is slower. A store at a URL (s3://, gs://, ...) is read
+    in ranges, which a local cache keeps (see remote.py).
 
     Args:
         unfinished: also open a store still being written; only its committed, gapless beginning is seen.
+        cache_bytes: bound of the cache of remote stores; None: $SPLINTERP_CACHE_BYTES, or 20 GiB. 0: no cache.
 
     Raises:
-        StoreError: no such path, not a store, damaged or unfinished: says which file, and what to do.
+        StoreError: no such path, not a store, damaged, unfinished or not to be reached: says which file, and what to do.
     """
-    return ForeignStore(Path(path)) if is_foreign(Path(path)) else open_store(path, unfinished=unfinished)
+    where = place(path)
+    if not isinstance(where, RemotePath) and is_foreign(where):
+        return ForeignStore(where)
+    return open_store(where, unfinished=unfinished, cache_bytes=cache_bytes)
+
+
+def open_store(path: Location, *, unfinished: bool = False, cache_bytes: int | None = None) -> Store:
+    """As `open_any`, for stores of ours alone."""
+    where = place(path)
+    with reachable(where):
+        contents = load(where)
+        if not contents.complete and not unfinished:
+            raise StoreError(unfinished_sentence(contents))
+        lines = committed_lines(contents)
+        found = list(problems(contents, lines))
+    if found:
+        more = f" ({len(found) - 1} more; `splinterp verify` lists them)" if len(found) > 1 else ""
+        raise StoreError(found[0] + more)
+    if not lines:
+        raise StoreError(f"{where} holds no rows yet: {unfinished_sentence(contents)}")
+    return RemoteStore(contents, lines, cache_bytes) if isinstance(where, RemotePath) else Store(contents, lines)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from . import manifest
 from .files import is_temporary, sync_folder, write_json
 from .layout import KEY, MANIFEST, METADATA, Array, group_metadata
 from .manifest import Line
+from .places import AnyPath, RemotePath
 from .plan import Plan
 from .stats import site_statistics
 
@@ -36,8 +37,14 @@ def publish_beginning(plan: Plan) -> None:
     sync_folder(plan.path.absolute().parent)
 
 
-def publish_complete(plan: Plan, lines: dict[int, Line], rows: int, offered: int, extra: dict[str, Any]) -> None:
-    """Sorted manifest, then shapes and statistics, then the root with status "complete": the root comes last."""
+def publish_complete(
+    plan: Plan, lines: dict[int, Line], rows: int, offered: int, extra: dict[str, Any], check: Callable[[], None]
+) -> None:
+    """Sorted manifest, then shapes and statistics, then the root with status "complete": the root comes last.
+
+    `check` is called first and once more before the root, and raises when another writer has taken over.
+    """
+    check()
     chunks = -(-rows // plan.chunk_rows)
     kept = [lines[i] for i in range(chunks)]
     for array in plan.arrays:
@@ -50,17 +57,20 @@ def publish_complete(plan: Plan, lines: dict[int, Line], rows: int, offered: int
         metadata[plan.path / site / METADATA] = group_metadata(attributes)
     write_json(metadata)
     more = {"offered_rows": offered, "dropped_non_finite": offered - rows, "manifest_crc32c": crc}
+    check()
     publish_root(plan, "complete", rows, {**extra, **more})
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of a killed writer."""
+def remove_leftovers(folder: AnyPath) -> None:
+    """Delete the temporary files of a killed writer; on an object store there are none."""
+    if isinstance(folder, RemotePath):
+        return
     for entry in list(folder.iterdir()):
         if is_temporary(entry.name):
             entry.unlink()
 
 
-def remove_beyond(folder: Path, array: Array, chunks: int) -> None:
+def remove_beyond(folder: AnyPath, array: Array, chunks: int) -> None:
     """Delete chunk files past the end: an earlier, interrupted run may have had a longer source."""
     for entry in list(folder.iterdir()):
         index = array.chunk_index(entry.name)

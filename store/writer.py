@@ -15,10 +15,12 @@ from ..errors import StoreError
 from .files import Lock, crc_bytes, crc_of, write_files
 from .layout import Array
 from .manifest import Line, Log, encode_sums
+from .opening import open_store
 from .plan import Plan, plain_attributes
 from .pool import Buffers, Generation, column_sums, row_norms
 from .publish import publish_complete
-from .reader import Store, open_store
+from .reader import Store
+from .remote_writer import Fence, RemoteLog
 
 # More than cores: most of a commit is waiting for the disk, and the disk should never wait for a checksum.
 THREADS = 4
@@ -35,7 +37,7 @@ class Writer:
         bytes_written: bytes of chunk files written by this process.
     """
 
-    def __init__(self, plan: Plan, log: Log, lock: Lock) -> None:
+    def __init__(self, plan: Plan, log: Log | RemoteLog, lock: Lock | Fence) -> None:
         self._plan, self._log, self._lock = plan, log, lock
         self._next_generation, self.rows, self.offered = plan.committed(log.lines)
         self.resume_offered = self.offered
@@ -125,10 +127,14 @@ class Writer:
         self._log.close()
         self._closed = True
         try:
-            publish_complete(self._plan, self._log.lines, self.rows, self.offered, extra)
+            publish_complete(self._plan, self._log.lines, self.rows, self.offered, extra, self._lock.check)
+            self._log.remove()
         except OSError as error:
             self._lock.release()
             raise StoreError(f"{self._plan.path} could not be finished: {error.strerror}. {_TAKEN}") from None
+        except StoreError:
+            self._lock.release()
+            raise
         self._lock.release(remove=True)
         return open_store(self._plan.path)
 
@@ -218,6 +224,7 @@ class Writer:
     def _commit(self, generation: Generation, chunk: int, offered: int, dropped: int) -> None:
         """Write chunk `chunk` of all arrays, then its line in the log. Runs in a background thread."""
         plan = self._plan
+        self._lock.check()
         first = (chunk - generation.index * plan.pool_chunks) * plan.chunk_rows
         last = min(first + plan.chunk_rows, generation.fill)
         parts = {a.path: _padded(a, generation.rows(a.path, first, last), plan.chunk_rows) for a in plan.arrays}
