@@ -68,7 +68,9 @@ def quantity(text: str | int) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
-StoreOption = Annotated[Path, typer.Option("--store", help="A store that `splinterp harvest` or `import` wrote.")]
+StoreOption = Annotated[
+    str, typer.Option("--store", metavar="PATH", help="A store that `splinterp harvest` or `import` wrote.")
+]
 SiteOption = Annotated[
     str | None, typer.Option("--site", help="The hook point, where the store has several (`info` lists them).")
 ]
@@ -122,7 +124,9 @@ def harvest(
         str, typer.Option(help="Of the forward pass: auto (float32 on CPU), bfloat16, float16 or float32.")
     ] = "auto",
     device: DeviceOption = "auto",
-    out: Annotated[Path, typer.Option(help="The store to write.")] = Path("acts.zarr"),
+    out: Annotated[
+        str, typer.Option(metavar="PATH", help="The store to write: a path, or a URL such as s3://bucket/acts.zarr.")
+    ] = "acts.zarr",
     seed: Annotated[int, typer.Option(help="Of the order of the rows.")] = 0,
     keep_bos: Annotated[bool, typer.Option("--keep-bos", help="Keep the rows of BOS tokens.")] = False,
     separator: Annotated[str, typer.Option(help="Between documents: bos, eos or none.")] = "bos",
@@ -137,11 +141,12 @@ def harvest(
     from . import harvest as stage
     from .progress import Bar
     from .report.tables import harvest_figures, print_plan
+    from .store.places import place
 
     config = stage.HarvestConfig(
         model=model, layers=tuple(layer or (TINY_LAYER if model == "tiny" else ())), hook=hook, dataset=dataset, split=split,
         text_column=text_column, tokens=tokens, context=context, batch_size=_unless_auto(batch_size, parse_quantity, "--batch-size"), dtype=dtype,
-        model_dtype=model_dtype, device=device, out=out, seed=seed, keep_bos=keep_bos, separator=separator, revision=revision,
+        model_dtype=model_dtype, device=device, out=place(out), seed=seed, keep_bos=keep_bos, separator=separator, revision=revision,
         trust_remote_code=trust_remote_code, resume=resume, force=force,
     )  # fmt: skip
     planned = stage.plan(config)
@@ -154,12 +159,13 @@ def harvest(
 @app.command("import")
 def import_(
     files: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            help=".npy .npz .safetensors .pt .idx[.gz] files, Zarr arrays, or SAELens cached-activation directories; their rows are joined in this order."
+            metavar="FILES...",
+            help=".npy .npz .safetensors .pt .idx[.gz] files, Zarr arrays, or SAELens cached-activation directories; their rows are joined in this order.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The store to write.")],
+    out: Annotated[str, typer.Option(metavar="PATH", help="The store to write.")],
     site: Annotated[
         str | None, typer.Option(help="Name of the site in the store. \\[default: imported, or the source's own]")
     ] = None,
@@ -179,7 +185,7 @@ def import_(
 
 
 @app.command()
-def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: JsonOption = False) -> None:
+def info(store: Annotated[str, typer.Argument(metavar="STORE", help="A store.")], as_json: JsonOption = False) -> None:
     """Describe a store."""
     from . import store as stores
 
@@ -194,7 +200,7 @@ def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: JsonO
 
 @app.command()
 def verify(
-    store: Annotated[Path, typer.Argument(help="A store.")],
+    store: Annotated[str, typer.Argument(metavar="STORE", help="A store.")],
     full: Annotated[bool, typer.Option("--full", help="Read every chunk and check its checksum.")] = False,
 ) -> None:
     """Check that a store is whole; exit code 1 if it is not."""
@@ -211,8 +217,10 @@ def verify(
 
 @app.command()
 def merge(
-    parts: Annotated[list[Path], typer.Argument(help="Stores with the same sites, widths, dtype and columns.")],
-    out: Annotated[Path, typer.Option(help="The store to write.")],
+    parts: Annotated[
+        list[str], typer.Argument(metavar="PARTS...", help="Stores with the same sites, widths, dtype and columns.")
+    ],
+    out: Annotated[str, typer.Option(metavar="PATH", help="The store to write.")],
     seed: Annotated[int, typer.Option(help="Of the order of the rows.")] = 0,
     force: ForceOption = False,
 ) -> None:
@@ -227,8 +235,8 @@ def merge(
 
 @app.command()
 def subset(
-    store: Annotated[Path, typer.Argument(help="A store.")],
-    out: Annotated[Path, typer.Option(help="The store to write.")],
+    store: Annotated[str, typer.Argument(metavar="STORE", help="A store.")],
+    out: Annotated[str, typer.Option(metavar="PATH", help="The store to write.")],
     rows: Annotated[
         int | None, typer.Option(parser=quantity, help="How many, drawn at random. \\[default: all that match]")
     ] = None,
@@ -489,6 +497,6 @@ def _site_of(sae: SAE, store: Store) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _free_run_name(store: Path, method: str) -> Path:
-    name = f"{store.name.removesuffix('.zarr')}-{method}-{datetime.now():%Y%m%d-%H%M%S}"
+def _free_run_name(store: str, method: str) -> Path:
+    name = f"{Path(store).name.removesuffix('.zarr')}-{method}-{datetime.now():%Y%m%d-%H%M%S}"
     return Path("runs") / name

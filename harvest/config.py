@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import ModelError, SplinterpError, TextError
+from ..store.places import AnyPath, place
 
 EMBEDDED = "tiny"
 HOOKS = ("resid_post", "resid_pre", "resid_mid", "mlp_out", "attn_out")
@@ -27,7 +27,7 @@ class HarvestConfig:
     """Rows a site in the store, exactly; rows left out (BOS, separators) do not count."""
     layers: tuple[int, ...]
     """Blocks to harvest at, counted from 0; all in one forward pass. Kept sorted, without repetitions."""
-    out: Path
+    out: AnyPath
     """The store to write."""
     model: str = EMBEDDED
     """"tiny", a Hugging Face directory, or a TransformerLens or hub name."""
@@ -69,7 +69,7 @@ class HarvestConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
-        object.__setattr__(self, "out", Path(self.out))
+        object.__setattr__(self, "out", place(self.out))
         if not self.layers:
             raise ModelError("No layer to harvest was given; name at least one, for example --layer 2.")
         if self.layers[0] < 0:

@@ -9,6 +9,7 @@ import torch
 
 from ..devices import choose_device
 from ..errors import StoreError
+from ..store.check import reachable
 from ..store.plan import make_plan
 from .config import HarvestConfig
 from .forward import auto_batch_size
@@ -54,7 +55,9 @@ def plan(config: HarvestConfig) -> Plan:
     """
     out = config.out
     # create() has the last word; this one comes before minutes of loading.
-    if not (config.resume or config.force) and (out.is_file() or (out / "zarr.json").exists()):
+    with reachable(out):
+        taken = not (config.resume or config.force) and (out.is_file() or (out / "zarr.json").exists())
+    if taken:
         raise StoreError(f"{out} exists already; give another name or --force.")
     checkpoint = find_checkpoint(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
     model_config = load_config(checkpoint)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ import torch
 from .. import __version__, store
 from ..devices import suitable_threads
 from ..errors import Interrupted, TextError
+from ..store.places import AnyPath, copy_files
 from .config import HarvestConfig
 from .forward import SiteReader
 from .model import load_bridge
@@ -63,11 +66,17 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
             rows = reader.read(first.ids, first.keep)
             writer = _create(todo, bos, separator)
             with writer:
-                tokenizer.save_pretrained(config.out / "tokenizer")
+                _save_tokenizer(tokenizer, config.out)
                 _fill(writer, reader, chain([(first, rows)], ((batch, None) for batch in stream)), progress)
                 return writer.finish({"short": not writer.full, "versions": _versions()})
     except KeyboardInterrupt:
         raise _interrupted(todo, writer) from None
+
+
+def _save_tokenizer(tokenizer: Any, out: AnyPath) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        copy_files(Path(folder), out / "tokenizer")
 
 
 def token_batches(todo: Plan, tokenizer: Any, bos: int, separator: int | None) -> Iterator[TokenBatch]:

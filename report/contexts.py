@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -162,7 +161,7 @@ def load_tokenizer(store: Store):
     """The tokenizer that was saved with a harvested store (a `tokenizers.Tokenizer`)."""
     from tokenizers import Tokenizer
 
-    file = Path(store.path) / "tokenizer" / "tokenizer.json"
+    file = store.local("tokenizer") / "tokenizer.json"
     if "token_id" not in store.columns or not file.is_file():
         raise StoreError(
             f"{store.path} holds no tokens, so that its rows cannot be led back to text; it was imported, not harvested."

@@ -11,6 +11,7 @@ from .batches import RowReader
 from .check import Contents
 from .layout import Array
 from .manifest import Line
+from .places import on_disk
 from .reader import Site, Store
 from .shard_files import THREADS, ShardFiles
 
@@ -43,7 +44,7 @@ class ArchiveStore(Store):
 
     def shard_files(self, array: Array, threads: int = THREADS) -> ShardFiles:
         """A reader of one of the store's arrays, to be closed after use."""
-        return ShardFiles(self.path, array, self.chunk_rows, self._sizes[array.path], threads)
+        return ShardFiles(on_disk(self.path), array, self.chunk_rows, self._sizes[array.path], threads)
 
     def _row_reader(self, site: Site) -> RowReader:
         return self.shard_files(self._arrays[f"{site.name}/acts"])

@@ -192,6 +192,7 @@ def _read_ahead(
     try:
         reader = make_reader()
         upcoming = plan.spans(start)
+        reader.announce(upcoming)
         for batch in range(start, plan.n_batches):
             spans, upcoming = upcoming, plan.spans(batch + 1) if batch + 1 < plan.n_batches else []
             # Told early, the kernel fetches the scattered blocks of the next batch while this one is copied.

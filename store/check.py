@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -15,6 +14,8 @@ from . import manifest
 from .files import file_crc, json_crc, read_json
 from .layout import COMPRESSION, KEY, LOG, MANIFEST, METADATA, STORAGE, STORE_VERSION, Array, arrays_of, check_name
 from .manifest import Line
+from .places import AnyPath, Location, RemotePath, place, sizes
+from .remote_writer import read_log
 from .stored import expected_bytes, stored_problem, stored_sound
 
 
@@ -22,7 +23,7 @@ from .stored import expected_bytes, stored_problem, stored_sound
 class Contents:
     """A store as its root zarr.json describes it; `arrays` and `chunk_rows` are what the files are measured against."""
 
-    path: Path
+    path: AnyPath
     attributes: dict[str, Any]
 
     @property
@@ -46,7 +47,7 @@ class Contents:
         return arrays_of(self.attributes["sites"], self.attributes["dtype"], self.attributes["columns"], self.compressed)
 
 
-def load(path: Path) -> Contents:
+def load(path: AnyPath) -> Contents:
     """Read and validate the root attributes.
 
     Raises:
@@ -111,7 +112,10 @@ def committed_lines(contents: Contents) -> list[Line]:
         StoreError: the manifest is missing, damaged, or not the one that the root's checksum speaks of.
     """
     path = contents.path / (MANIFEST if contents.complete else LOG)
-    lines, crc = manifest.read(path)
+    if isinstance(contents.path, RemotePath) and not contents.complete:
+        lines, crc = read_log(contents.path), 0
+    else:
+        lines, crc = manifest.read(path)
     chunks = -(-contents.rows // contents.chunk_rows)
     if contents.complete:
         if not path.exists():
@@ -142,8 +146,11 @@ def _metadata_problem(contents: Contents, name: str) -> Iterator[str]:
     file = contents.path / name
     try:
         data = file.read_bytes()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         yield f"{file} is missing."
+        return
+    except OSError as error:
+        yield f"{file} cannot be read: {error.strerror}."
         return
     if contents.complete and google_crc32c.value(data) != contents.attributes["metadata_crc32c"].get(name):
         yield f"{file} does not match its checksum in {METADATA}: it is damaged or belongs to another store."
@@ -151,27 +158,26 @@ def _metadata_problem(contents: Contents, name: str) -> Iterator[str]:
 
 def _chunk_problems(contents: Contents, array: Array, lines: list[Line]) -> Iterator[str]:
     folder = contents.path / array.path
-    if not folder.is_dir():
+    found = sizes(folder)
+    if not found:
         yield f"{folder} is missing."
         return
-    with os.scandir(folder) as entries:
-        sizes = {entry.name: entry.stat().st_size for entry in entries}
     for i, line in enumerate(lines):
         expected = expected_bytes(array, line, contents.chunk_rows)
-        size = sizes.pop(array.chunk_name(i), None)
+        size = found.pop(array.chunk_name(i), None)
         if size is None:
             yield f"{array.chunk_path(contents.path, i)} is missing."
         elif size != expected:
             what = "truncated" if size < expected else "too long"
             yield f"{array.chunk_path(contents.path, i)} is {what}: it has {size} bytes instead of {expected}."
-    for name in sorted(sizes):
+    for name in sorted(found):
         # What a writer has not committed yet is no stranger; nor are the hidden files of file systems.
         running = not contents.complete and array.chunk_index(name) is not None
         if name != METADATA and not name.startswith(".") and not running:
             yield f"{folder / name} does not belong to the store; move it away."
 
 
-def _checksum_problem(file: Path, recorded: int | None) -> str | None:
+def _checksum_problem(file: AnyPath, recorded: int | None) -> str | None:
     try:
         actual, trailing = file_crc(file)
     except OSError as error:
@@ -183,7 +189,7 @@ def _checksum_problem(file: Path, recorded: int | None) -> str | None:
     return None
 
 
-def verify(path: str | os.PathLike[str], *, full: bool, progress: Callable[[int, int], None] | None = None) -> list[str]:
+def verify(path: Location, *, full: bool, progress: Callable[[int, int], None] | None = None) -> list[str]:
     """What is wrong with the store at `path`: one sentence a problem, naming the file; empty if it is sound.
 
     Args:
@@ -192,17 +198,18 @@ def verify(path: str | os.PathLike[str], *, full: bool, progress: Callable[[int,
         progress: called with (chunk files read, chunk files in all).
 
     Raises:
-        StoreError: there is no such path.
+        StoreError: there is no such path, or its object store cannot be reached.
     """
-    root = Path(path)
-    if not root.exists():
-        raise StoreError(f"There is no store at {root}; check the path.")
-    try:
-        contents = load(root)
-        lines = committed_lines(contents)
-    except StoreError as error:
-        return [str(error)]
-    found = list(problems(contents, lines))
+    root = place(path)
+    with reachable(root):
+        if not root.exists():
+            raise StoreError(f"There is no store at {root}; check the path.")
+        try:
+            contents = load(root)
+            lines = committed_lines(contents)
+        except StoreError as error:
+            return [str(error)]
+        found = list(problems(contents, lines))
     if not contents.complete:
         found.append(unfinished_sentence(contents))
     if full:
@@ -222,6 +229,17 @@ def verify(path: str | os.PathLike[str], *, full: bool, progress: Callable[[int,
             if progress:
                 progress(done, len(work))
     return found
+
+
+@contextlib.contextmanager
+def reachable(path: AnyPath) -> Iterator[None]:
+    """What an object store refuses while `path` is looked at, as a StoreError of one sentence; local errors as they are."""
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(path, RemotePath):
+            raise
+        raise StoreError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from None
 
 
 def unfinished_sentence(contents: Contents) -> str:

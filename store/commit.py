@@ -12,11 +12,12 @@ from .layout import BLOCK, Array
 from .manifest import Line, Log, encode
 from .plan import Plan
 from .pool import column_sums
+from .remote_writer import RemoteLog
 
 
 def commit_chunk(
     plan: Plan,
-    log: Log,
+    log: Log | RemoteLog,
     chunk: int,
     rows: Mapping[str, np.ndarray],
     norms: Mapping[str, np.ndarray],

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -20,9 +18,11 @@ from .foreign import ForeignStore
 from .layout import COMPRESSION, MANIFEST, METADATA, Array, block_rows
 from .manifest import Line, Log
 from .opening import open_any
+from .places import Location, RemotePath, place
 from .plan import Plan, make_plan
 from .publish import publish_complete
 from .reader import Store
+from .remote_writer import RemoteLog
 from .shards import LARGEST_BLOCK, encode_block, encode_index
 from .stored import stored_of
 
@@ -32,8 +32,8 @@ THREADS = 4
 
 
 def copy(
-    src: str | os.PathLike[str],
-    dst: str | os.PathLike[str],
+    src: Location,
+    dst: Location,
     compress: bool = False,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -55,13 +55,14 @@ def copy(
     store = open_any(src)
     if isinstance(store, ForeignStore):
         raise StoreError(f"{src} is not a splinterp store, and only such can be copied; `splinterp import` makes one of it.")
-    refuse_overwriting(Path(dst), [store])
+    target = place(dst)
+    refuse_overwriting(target, [store])
     told = store.attributes
     for key in ("planned_rows", "pool_chunks", "offered_rows"):
         if type(told.get(key)) is not int and (key != "planned_rows" or told.get(key) is not None):
             raise StoreError(f"{store.path / METADATA} is damaged: its {key} is not a whole number.")
     plan = make_plan(
-        Path(dst),
+        target,
         sites=told["sites"],
         dtype=told["dtype"],
         columns=store.columns,
@@ -86,7 +87,9 @@ def copy(
         finally:
             log.close()
         means = {name: site.mean.numpy() for name, site in store.sites.items()}
-        publish_complete(replace(plan, attributes=told_of(store)), log.lines, store.rows, told["offered_rows"], {}, means)
+        publish_complete(
+            replace(plan, attributes=told_of(store)), log.lines, store.rows, told["offered_rows"], {}, lock.check, means
+        )
     except OSError as error:
         lock.release()
         raise StoreError(
@@ -107,7 +110,7 @@ def _groups(plan: Plan) -> list[list[Array]]:
 
 
 def _copy_chunks(
-    store: Store, lines: list[Line], plan: Plan, log: Log, threads: int, progress: Callable[[int, int], None] | None
+    store: Store, lines: list[Line], plan: Plan, log: Log | RemoteLog, threads: int, progress: Callable[[int, int], None] | None
 ) -> None:
     """Copy and commit every chunk, several at a time; after a failure none is begun any more."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="splinterp-copy")
@@ -121,7 +124,7 @@ def _copy_chunks(
         pool.shutdown(cancel_futures=True)
 
 
-def _copy_chunk(store: Store, line: Line, plan: Plan, log: Log) -> int:
+def _copy_chunk(store: Store, line: Line, plan: Plan, log: Log | RemoteLog) -> int:
     """Copy a chunk of every array and commit its line; returns its rows."""
     stored: dict[str, list[int]] = {}
     for group in _groups(plan):
@@ -154,8 +157,11 @@ def _read_chunk(store: Store, array: Array, line: Line) -> np.ndarray:
             files.close()
     else:
         try:
-            with file.open("rb") as opened:
-                opened.readinto(into)
+            if isinstance(file, RemotePath):
+                into[:] = file.read_range(0, len(into))
+            else:
+                with file.open("rb") as opened:
+                    opened.readinto(into)
         except OSError as error:
             raise StoreError(f"{file} cannot be read: {error.strerror}.") from None
     if crc_of([rows]) != line.crc32c.get(array.path):

@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
 from .files import Lock, is_temporary, read_json, sync_folder
-from .layout import KEY, LOCK, LOG, METADATA, RANKS
-from .manifest import Line, Log
+from .layout import KEY, LOCK, LOG, METADATA, RANKS, WRITER
+from .manifest import Log
+from .places import AnyPath, Location, RemotePath, on_disk, place, sizes
 from .plan import RESERVED, Plan, make_plan
 from .publish import publish_beginning, remove_leftovers, remove_remains
+from .remote_writer import Fence, RemoteLog, remove_store
 from .writer import Writer
 
 
 def create(
-    path: str | os.PathLike[str],
+    path: Location,
     *,
     sites: dict[str, int],
     dtype: str = "bfloat16",
@@ -50,7 +51,7 @@ def create(
         StoreError: a parameter cannot be, `path` is taken or in use, or the interrupted store was made otherwise.
     """
     plan = make_plan(
-        Path(path),
+        place(path),
         sites=sites,
         dtype=dtype,
         columns=columns,
@@ -63,7 +64,7 @@ def create(
     return Writer(*begin(plan, resume=resume, force=force))
 
 
-def begin(plan: Plan, *, resume: bool, force: bool) -> tuple[Plan, Log, Lock]:
+def begin(plan: Plan, *, resume: bool, force: bool) -> tuple[Plan, Log | RemoteLog, Lock | Fence]:
     """Take the plan's path, lock it, and publish the beginning: what a writer needs.
 
     Raises:
@@ -78,10 +79,13 @@ def begin(plan: Plan, *, resume: bool, force: bool) -> tuple[Plan, Log, Lock]:
             elif not resume:
                 raise taken(plan.path)
             else:
-                saved_attributes(plan.path)
+                saved = saved_attributes(plan.path)
+                if isinstance(plan.path, RemotePath) and saved.get("status") != "complete":
+                    # Before its fence: one who cannot go on must not stop a writer who can.
+                    _same_plan(plan)
         # Resolved: --force on a link to a store has removed what the link points to.
         plan.path.resolve().mkdir(parents=True, exist_ok=True)
-        lock = Lock(plan.path)
+        lock = _lock(plan.path, take_over=resume or force)
     except OSError as error:
         raise StoreError(f"{plan.path} cannot be made: {error.strerror}.") from None
     try:
@@ -96,7 +100,7 @@ def begin(plan: Plan, *, resume: bool, force: bool) -> tuple[Plan, Log, Lock]:
                 raise StoreError(f"{plan.path} is complete; there is nothing to resume.")
             plan = _same_plan(plan)
         publish_beginning(plan)
-        log = Log(plan.path / LOG)
+        log = _open_log(plan.path, lock)
         sync_folder(plan.path)
         _drop_lines_without_files(plan, log)
         return plan, log, lock
@@ -108,14 +112,26 @@ def begin(plan: Plan, *, resume: bool, force: bool) -> tuple[Plan, Log, Lock]:
         raise
 
 
-def is_free(path: Path) -> bool:
+def _lock(path: AnyPath, *, take_over: bool) -> Lock | Fence:
+    return Fence(path, take_over=take_over) if isinstance(path, RemotePath) else Lock(path)
+
+
+def _open_log(path: AnyPath, lock: Lock | Fence) -> Log | RemoteLog:
+    if isinstance(lock, Fence):
+        return RemoteLog(lock)
+    return Log(on_disk(path) / LOG)
+
+
+def is_free(path: AnyPath) -> bool:
     """Nothing is there, or no more than the first moments of a killed writer."""
+    if isinstance(path, RemotePath):
+        return not path.is_file() and all(entry.name == WRITER for entry in path.iterdir())
     if not path.exists() and not path.is_symlink():
         return True
     return path.is_dir() and all(entry.name == LOCK or is_temporary(entry.name) for entry in path.iterdir())
 
 
-def taken(path: Path) -> StoreError:
+def taken(path: AnyPath) -> StoreError:
     try:
         saved = saved_attributes(path)
     except StoreError:
@@ -127,7 +143,7 @@ def taken(path: Path) -> StoreError:
     return StoreError(f"{path} exists already; give another name or --force.")
 
 
-def saved_attributes(path: Path) -> dict[str, Any]:
+def saved_attributes(path: AnyPath) -> dict[str, Any]:
     """The attributes of the splinterp store at `path`.
 
     Raises:
@@ -135,15 +151,20 @@ def saved_attributes(path: Path) -> dict[str, Any]:
     """
     try:
         return dict(read_json(path / METADATA)["attributes"][KEY])
-    except (StoreError, OSError, KeyError, TypeError, ValueError):
+    except (StoreError, OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(path, RemotePath) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise  # a network that fails says nothing of what is there
         raise StoreError(
             f"{path} exists and is not recognisably a splinterp store; remove it yourself or give another name."
         ) from None
 
 
-def _remove(path: Path) -> None:
+def _remove(path: AnyPath) -> None:
     """Remove the splinterp store at `path`, unless somebody is writing it."""
     saved_attributes(path)
+    if isinstance(path, RemotePath):
+        remove_store(path)
+        return
     target = path.resolve()
     with ExitStack() as locks:
         for folder in (target, *(target / RANKS).glob("*")):
@@ -180,17 +201,10 @@ def refuse_other_plan(plan: Plan, saved: dict[str, Any]) -> None:
             )
 
 
-def _drop_lines_without_files(plan: Plan, log: Log) -> None:
+def _drop_lines_without_files(plan: Plan, log: Log | RemoteLog) -> None:
     """A committed chunk whose file has gone or been cut no longer counts, and will be written again."""
-    for line in list(log.lines.values()):
-        if not _files_there(plan, line):
-            log.withdraw(line.chunk)
+    found = {array: sizes(plan.path / array.path) for array in plan.arrays}
+    for chunk in list(log.lines):
+        if any(there.get(a.chunk_name(chunk)) != a.chunk_bytes(plan.chunk_rows) for a, there in found.items()):
+            log.withdraw(chunk)
     remove_leftovers(plan.path)
-
-
-def _files_there(plan: Plan, line: Line) -> bool:
-    for array in plan.arrays:
-        file = array.chunk_path(plan.path, line.chunk)
-        if not file.exists() or file.stat().st_size != array.chunk_bytes(plan.chunk_rows):
-            return False
-    return True

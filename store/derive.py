@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import filecmp
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
+from .places import AnyPath, copy_files
 from .plan import RESERVED
 from .reader import Store
 
@@ -25,7 +24,7 @@ def origin_of(store: Store) -> dict[str, Any]:
     return {"path": str(store.path.absolute()), "rows": store.rows, "fingerprint": store.fingerprint}
 
 
-def refuse_overwriting(out: Path, stores: Sequence[Store]) -> None:
+def refuse_overwriting(out: AnyPath, stores: Sequence[Store]) -> None:
     """Raises StoreError when `out` is one of `stores`: with force it would be removed before it is read."""
     for store in stores:
         if out.resolve() == store.path.resolve():
@@ -34,16 +33,17 @@ def refuse_overwriting(out: Path, stores: Sequence[Store]) -> None:
 
 def same_tokenizer(stores: Sequence[Store]) -> bool:
     """Whether all stores have a tokenizer of exactly the same files, or none has any."""
-    folders = [store.path / TOKENIZER for store in stores]
+    folders = [store.local(TOKENIZER) for store in stores]
     names = [sorted(p.name for p in folder.iterdir()) if folder.is_dir() else None for folder in folders]
     if any(n != names[0] for n in names):
         return False
     return all(not filecmp.cmpfiles(folders[0], folder, names[0] or [], shallow=False)[1] for folder in folders[1:])
 
 
-def copy_tokenizer(store: Store, out: Path) -> None:
-    if (store.path / TOKENIZER).is_dir():
-        shutil.copytree(store.path / TOKENIZER, out / TOKENIZER)
+def copy_tokenizer(store: Store, out: AnyPath) -> None:
+    folder = store.local(TOKENIZER)
+    if folder.is_dir():
+        copy_files(folder, out / TOKENIZER)
 
 
 def pieces(store: Store) -> list[tuple[int, int]]:

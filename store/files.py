@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import numpy as np
 
 from ..errors import StoreError
 from .layout import CRC_BYTES, LOCK
+from .places import AnyPath, RemotePath
 
 WRITE_BYTES = 2**20
+SLAB_BYTES = 2**23
 
 
 def temporary(path: Path) -> Path:
@@ -29,8 +31,10 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
+def sync_folder(folder: AnyPath) -> None:
+    """Make renames inside `folder` durable; what an object store has taken is durable already."""
+    if isinstance(folder, RemotePath):
+        return
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -44,7 +48,23 @@ def write_all(fd: int, data: memoryview) -> None:
         data = data[os.write(fd, data[:WRITE_BYTES]) :]
 
 
-def write_files(files: Sequence[tuple[Path, Sequence[memoryview]]]) -> None:
+def write_files(files: Sequence[tuple[AnyPath, Sequence[memoryview]]]) -> None:
+    """Durably write each (path, parts), each file whole or not at all; in the order given on an object store.
+
+    Raises:
+        OSError: as the system says, with the file's name.
+    """
+    local: list[tuple[Path, Sequence[memoryview]]] = []
+    for path, parts in files:
+        if isinstance(path, RemotePath):
+            path.write_bytes(b"".join(parts))
+        else:
+            local.append((path, parts))
+    if local:
+        _write_local(local)
+
+
+def _write_local(files: Sequence[tuple[Path, Sequence[memoryview]]]) -> None:
     """Durably write each (path, parts): all to temporary names, all fsynced, all renamed, then their folders synced.
 
     Together rather than one by one: a journalling file system makes the fsyncs of a group with little more than one commit.
@@ -75,19 +95,19 @@ def write_files(files: Sequence[tuple[Path, Sequence[memoryview]]]) -> None:
         sync_folder(folder)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: AnyPath, data: bytes) -> None:
     """Atomically and durably replace `path`."""
     write_files([(path, [memoryview(data)])])
 
 
-def write_json(values: dict[Path, dict[str, Any]]) -> dict[Path, int]:
+def write_json(values: Mapping[AnyPath, dict[str, Any]]) -> dict[AnyPath, int]:
     """Durably replace each path by its value as strict JSON (no bare NaN), each whole or not at all; returns the files' crc32c."""
     encoded = {path: (json.dumps(value, indent=1, allow_nan=False) + "\n").encode() for path, value in values.items()}
     write_files([(path, [memoryview(data)]) for path, data in encoded.items()])
     return {path: google_crc32c.value(data) for path, data in encoded.items()}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """A JSON object from `path`.
 
     Raises:
@@ -125,17 +145,27 @@ def block_crcs(rows: np.ndarray, block: int) -> np.ndarray:
     return np.array([crc_of([rows[a : a + block]]) for a in range(0, len(rows), block)], "<u4")
 
 
-def file_crc(path: Path) -> tuple[int, int]:
+def file_crc(path: AnyPath) -> tuple[int, int]:
     """(crc32c of all but the last four bytes, the checksum in the last four), read in slabs of 8 MiB."""
-    crc, left = 0, path.stat().st_size - CRC_BYTES
+    crc, last = 0, b""
+    for slab in slabs(path):
+        data = last + slab
+        crc, last = google_crc32c.extend(crc, data[:-CRC_BYTES]), data[-CRC_BYTES:]
+    if len(last) < CRC_BYTES:
+        raise StoreError(f"{path} is truncated.")
+    return crc, int.from_bytes(last, "little")
+
+
+def slabs(path: AnyPath) -> Iterator[bytes]:
+    """A file's bytes, 8 MiB at a time."""
+    if isinstance(path, RemotePath):
+        size = path.size()
+        for a in range(0, size, SLAB_BYTES):
+            yield path.read_range(a, min(size, a + SLAB_BYTES))
+        return
     with path.open("rb") as file:
-        while left:
-            slab = file.read(min(left, 2**23))
-            if not slab:
-                raise StoreError(f"{path} is truncated.")
-            crc = google_crc32c.extend(crc, slab)
-            left -= len(slab)
-        return crc, int.from_bytes(file.read(CRC_BYTES), "little")
+        while slab := file.read(SLAB_BYTES):
+            yield slab
 
 
 class Lock:
@@ -163,6 +193,9 @@ class Lock:
                     ) from None
                 raise StoreError(f"{store} cannot be locked: {error.strerror}.") from None
             os.close(self._fd)
+
+    def check(self) -> None:
+        """Held is held: the kernel keeps other writers out."""
 
     def release(self, *, remove: bool = False) -> None:
         """Free the lock; `remove` also deletes its file (the store is finished)."""

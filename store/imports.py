@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from .import_idx import idx_source
 from .import_saelens import saelens_source
 from .import_tensors import safetensors_source, torch_source
 from .import_zarr import zarr_source
+from .places import Location, RemotePath, place
 from .reader import Store
 from .sources import Source
 
@@ -31,8 +31,8 @@ _IDX = re.compile(r".*[-.]idx(\d-\w+)?(\.gz)?", re.IGNORECASE)
 
 
 def import_files(
-    files: Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
+    files: Sequence[Location],
+    out: Location,
     *,
     site: str | None = None,
     dtype: str | None = None,
@@ -58,7 +58,7 @@ def import_files(
     """
     if not files:
         raise StoreError("Name at least one file to import.")
-    sources = [open_source(Path(file), site) for file in files]
+    sources = [open_source(_local(file), site) for file in files]
     for source in sources[1:]:
         _check_alike(sources[0], source, dtype)
     first, total = sources[0], sum(source.rows for source in sources)
@@ -87,6 +87,13 @@ def import_files(
                     progress(done, total)
             sequences += source.sequences
         return writer.finish()
+
+
+def _local(file: Location) -> Path:
+    path = place(file)
+    if isinstance(path, RemotePath):
+        raise StoreError(f"{path} cannot be imported from where it is; copy it to a local file first.")
+    return path
 
 
 def open_source(path: Path, site: str | None) -> Source:

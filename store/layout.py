@@ -11,6 +11,9 @@
 <store>/<column>/c.<i>
 
 A compressed archive has the same arrays and chunks; each chunk file is then a shard (see shards.py).
+A store on an object store has, until it is finished, also:
+<store>/.log/<i>.json              the line of committed chunk i, in place of log.jsonl
+<store>/.writer                    the id of its newest writer
 """
 
 from __future__ import annotations
@@ -19,12 +22,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 
 from ..errors import StoreError
+from .places import AnyPath
 
 STORE_VERSION = 2
 KEY = "splinterp"
@@ -34,6 +38,8 @@ POOL = "pool"
 RANKS = ".ranks"
 MANIFEST = "manifest.jsonl"
 LOCK = ".lock"
+WRITER = ".writer"
+REMOTE_LOG = ".log"
 CRC_BYTES = 4
 # Rows that are read and checked together.
 BLOCK = 256
@@ -104,7 +110,11 @@ class Array:
         match = re.fullmatch(r"c\.(0|[1-9]\d*)" if self.d is None else r"c\.(0|[1-9]\d*)\.0", name)
         return int(match[1]) if match else None
 
-    def chunk_path(self, root: Path, i: int) -> Path:
+    @overload
+    def chunk_path(self, root: Path, i: int) -> Path: ...
+    @overload
+    def chunk_path(self, root: AnyPath, i: int) -> AnyPath: ...
+    def chunk_path(self, root: AnyPath, i: int) -> AnyPath:
         return root / self.path / self.chunk_name(i)
 
     def chunk_bytes(self, chunk_rows: int) -> int:

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..errors import StoreError
 from .files import write_all, write_bytes
+from .places import AnyPath
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def decode_blocks(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype="<u4")
 
 
-def parse(data: bytes, where: Path) -> tuple[dict[int, Line], int]:
+def parse(data: bytes, where: AnyPath) -> tuple[dict[int, Line], int]:
     """The lines by chunk, and the length of the sound part of `data`: a torn last line is left out.
 
     Raises:
@@ -101,7 +102,7 @@ def parse(data: bytes, where: Path) -> tuple[dict[int, Line], int]:
     return lines, sound
 
 
-def read(path: Path) -> tuple[dict[int, Line], int]:
+def read(path: AnyPath) -> tuple[dict[int, Line], int]:
     """The manifest at `path` as (lines by chunk, crc32c of the file). A missing file has no lines."""
     if not path.exists():
         return {}, 0
@@ -109,7 +110,7 @@ def read(path: Path) -> tuple[dict[int, Line], int]:
     return parse(data, path)[0], google_crc32c.value(data)
 
 
-def publish(path: Path, lines: Iterable[Line]) -> int:
+def publish(path: AnyPath, lines: Iterable[Line]) -> int:
     """Rewrite the manifest sorted by chunk, without the column sums; returns its crc32c."""
     data = b"".join(replace(line, sums={}).encode() for line in sorted(lines, key=lambda line: line.chunk))
     write_bytes(path, data)

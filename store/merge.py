@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from .create import create
 from .derive import copy_tokenizer, origin_of, pieces, refuse_overwriting, same_tokenizer, told_of
 from .layout import COLUMN_FILL
 from .opening import open_any
+from .places import Location, place
 from .reader import Store
 
 # Numbers that count within a store: shifted, so that they stay unique.
@@ -21,8 +20,8 @@ COUNTED = ("document", "sequence")
 
 
 def merge(
-    paths: Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
+    paths: Sequence[Location],
+    out: Location,
     *,
     seed: int = 0,
     memory: int = 2**30,
@@ -44,7 +43,7 @@ def merge(
     stores = [open_any(path) for path in paths]
     if len(stores) < 2:
         raise StoreError("Name at least two stores to merge.")
-    refuse_overwriting(Path(out), stores)
+    refuse_overwriting(place(out), stores)
     first = stores[0]
     for i, store in enumerate(stores[1:], 1):
         _check_alike(first, store)
@@ -66,7 +65,7 @@ def merge(
         force=force,
     ) as writer:
         if same_tokenizer(stores):
-            copy_tokenizer(first, Path(out))
+            copy_tokenizer(first, place(out))
         work = [(i, a, b) for i, store in enumerate(stores) for a, b in pieces(store)]
         done = 0
         for at in np.random.default_rng([seed, len(work)]).permutation(len(work)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from .layout import (
     default_pool_chunks,
 )
 from .manifest import Line
+from .places import AnyPath
 
 RESERVED = (
     "format_version",
@@ -46,7 +46,7 @@ RESERVED = (
 class Plan:
     """The parameters of a store being written. Two plans that are equal make byte-identical stores of one source."""
 
-    path: Path
+    path: AnyPath
     sites: dict[str, int]
     dtype: str
     columns: tuple[str, ...]
@@ -120,7 +120,7 @@ class Plan:
 
 
 def make_plan(
-    path: Path,
+    path: AnyPath,
     *,
     sites: dict[str, int],
     dtype: str,

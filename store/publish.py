@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from . import manifest
 from .files import is_temporary, json_crc, sync_folder, write_json
-from .layout import KEY, LOG, MANIFEST, METADATA, POOL, Array, group_metadata
+from .layout import KEY, LOG, MANIFEST, METADATA, POOL, REMOTE_LOG, Array, group_metadata
 from .manifest import Line
+from .places import AnyPath, RemotePath
 from .plan import Plan
+from .remote_writer import delete
 from .stats import site_statistics
 
 
@@ -46,12 +47,16 @@ def publish_complete(
     rows: int,
     offered: int,
     extra: dict[str, Any],
+    check: Callable[[], None],
     means: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Sorted manifest, then shapes and statistics, then the root with status "complete"; log and pool, now of no use, go after it.
+    """Sorted manifest, then shapes and statistics, then the root with status "complete"; what only a writer needs goes after it.
 
-    `means`: each site's mean row [d], where the lines do not have sums.
+    Args:
+        check: called first and once more before the root; raises when another writer has taken over.
+        means: each site's mean row [d], where the lines do not have sums.
     """
+    check()
     chunks = -(-rows // plan.chunk_rows)
     kept = [lines[i] for i in range(chunks)]
     for array in plan.arrays:
@@ -62,26 +67,32 @@ def publish_complete(
         mean, norms = site_statistics(kept, site, None if means is None else means[site])
         attributes = {"site": site, "d": d, "rows": rows, "torch_dtype": plan.dtype, "mean": mean.tolist(), **norms}
         metadata[plan.path / site / METADATA] = group_metadata(attributes)
-    crcs = {str(path.relative_to(plan.path)): value for path, value in write_json(metadata).items()}
+    crcs = {str(path).removeprefix(f"{plan.path}/"): value for path, value in write_json(metadata).items()}
     more = {"offered_rows": offered, "dropped_non_finite": offered - rows, "manifest_crc32c": crc, "metadata_crc32c": crcs}
+    check()
     publish_root(plan, "complete", rows, {**extra, **more})
     remove_remains(plan.path)
 
 
-def remove_remains(path: Path) -> None:
+def remove_remains(path: AnyPath) -> None:
     """Delete what only a store being written needs."""
+    if isinstance(path, RemotePath):
+        delete((path / REMOTE_LOG).iterdir())
+        return
     for name in (LOG, POOL):
         (path / name).unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of a killed writer."""
+def remove_leftovers(folder: AnyPath) -> None:
+    """Delete the temporary files of a killed writer; on an object store there are none."""
+    if isinstance(folder, RemotePath):
+        return
     for entry in list(folder.iterdir()):
         if is_temporary(entry.name):
             entry.unlink()
 
 
-def remove_beyond(folder: Path, array: Array, chunks: int) -> None:
+def remove_beyond(folder: AnyPath, array: Array, chunks: int) -> None:
     """Delete chunk files past the end: an earlier, interrupted run may have had a longer source."""
     for entry in list(folder.iterdir()):
         index = array.chunk_index(entry.name)

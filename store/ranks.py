@@ -22,17 +22,19 @@ from .create import create, is_free, refuse_other_plan, saved_attributes, taken
 from .files import Lock, file_crc, read_json, sync_folder
 from .layout import LOG, METADATA, RANKS, Array
 from .manifest import Line, Log
+from .opening import open_store
+from .places import Location, RemotePath, on_disk, place
 from .plan import RESERVED, Plan, make_plan
 from .pool import row_norms
 from .publish import publish_beginning, publish_complete
-from .reader import Store, open_store
+from .reader import Store
 from .writer import Writer
 
 PATIENCE = 60.0
 
 
 def create_rank(
-    path: str | os.PathLike[str],
+    path: Location,
     rank: int,
     world: int,
     *,
@@ -61,8 +63,9 @@ def create_rank(
     """
     if not 0 <= rank < world:
         raise StoreError(f"Rank {rank} is not one of {world} ranks.")
+    root = _local(path)
     plan = make_plan(
-        Path(path),
+        root,
         sites=sites,
         dtype=dtype,
         columns=columns,
@@ -74,14 +77,14 @@ def create_rank(
     )
     try:
         plan.path.mkdir(parents=True, exist_ok=True)
-        lock = Lock(plan.path, patience=PATIENCE)
+        lock = Lock(root, patience=PATIENCE)
         try:
             _begin(plan, resume)
         finally:
             lock.release()
     except OSError as error:
         raise StoreError(f"{plan.path} cannot be made: {error.strerror}.") from None
-    part = _part(plan.path, rank)
+    part = _part(root, rank)
     if part.exists() and not resume:
         raise taken(plan.path)
     if part.exists() and _complete(part):
@@ -103,7 +106,7 @@ def create_rank(
     )
 
 
-def join(path: str | os.PathLike[str]) -> Store | None:
+def join(path: Location) -> Store | None:
     """Make one store of the ranks' parts, once all have ended; None while one has not. Whoever asks, however often: the result is the same.
 
     A call that is killed is simply made again. Full chunks keep their rows and are dealt from the ranks in turn; then come the
@@ -112,7 +115,7 @@ def join(path: str | os.PathLike[str]) -> Store | None:
     Raises:
         StoreError: there are no parts at `path`, or one is damaged, or the disk is full.
     """
-    root = Path(path)
+    root = _local(path)
     lock = Lock(root, patience=PATIENCE)
     try:
         contents = load(root)
@@ -138,7 +141,7 @@ def _join(contents: Contents, parts: list[Contents]) -> None:
     full = [[line for line in own if line.rows == plan.chunk_rows] for own in lines]
     order = [(r, own[i]) for i in range(max(map(len, full))) for r, own in enumerate(full) if i < len(own)]
     publish_beginning(plan)
-    log = Log(plan.path / LOG)
+    log = Log(on_disk(plan.path) / LOG)
     try:
         # The rows of the partial chunks first: they are read where they are.
         partial = [(part, own[-1]) for part, own in zip(parts, lines, strict=True) if own[-1].rows < plan.chunk_rows]
@@ -150,9 +153,18 @@ def _join(contents: Contents, parts: list[Contents]) -> None:
             sync_folder(plan.path / array.path)
         told = {k: v for k, v in parts[0].attributes.items() if k not in RESERVED and k not in plan.attributes and k != "rank"}
         rows, offered = (sum(part.attributes[key] for part in parts) for key in ("rows", "offered_rows"))
-        publish_complete(plan, log.lines, rows, offered, told, {site: _mean(parts, site) for site in plan.sites})
+        publish_complete(plan, log.lines, rows, offered, told, lambda: None, {site: _mean(parts, site) for site in plan.sites})
     finally:
         log.close()
+
+
+def _local(path: Location) -> Path:
+    where = place(path)
+    if isinstance(where, RemotePath):
+        raise StoreError(
+            f"{where} cannot be written by ranks, which rename files; let them write to a file system they share, and copy."
+        )
+    return where
 
 
 def _begin(plan: Plan, resume: bool) -> None:
@@ -201,7 +213,7 @@ def _mean(parts: list[Contents], site: str) -> np.ndarray:
 def _move(plan: Plan, part: Contents, line: Line, chunk: int) -> None:
     """Rename a full chunk's files to where they belong; those of an earlier, killed call are there already."""
     for array in plan.arrays:
-        source, target = array.chunk_path(part.path, line.chunk), array.chunk_path(plan.path, chunk)
+        source, target = array.chunk_path(on_disk(part.path), line.chunk), array.chunk_path(on_disk(plan.path), chunk)
         if source.exists():
             os.replace(source, target)
         elif not target.exists():
@@ -229,6 +241,8 @@ def _concatenated(array: Array, tails: list[tuple[Contents, Line]], a: int, b: i
         first, last = max(a - start, 0), min(b - start, line.rows)
         if first < last:
             shape = (line.rows,) if array.d is None else (line.rows, array.d)
-            pieces.append(np.memmap(array.chunk_path(part.path, line.chunk), array.numpy, "r", shape=shape)[first:last])
+            pieces.append(
+                np.memmap(array.chunk_path(on_disk(part.path), line.chunk), array.numpy, "r", shape=shape)[first:last]
+            )
         start += line.rows
     return np.concatenate(pieces)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ import torch
 from ..errors import StoreError
 from . import manifest
 from .batches import RowReader, Split, iterate, plan_epoch, split_rows
-from .check import Contents, committed_lines, load, problems, unfinished_sentence
+from .check import Contents
 from .chunks import ChunkFiles
 from .files import read_json
 from .layout import METADATA, STORAGE, Array
+from .places import AnyPath, on_disk
 from .stats import site_statistics
 from .transfer import to_cuda
 
@@ -43,35 +43,6 @@ class Site:
     max_norm: float
 
 
-def open_store(path: str | os.PathLike[str], *, unfinished: bool = False) -> Store:
-    """Open the uncompressed store at `path`; arguments and errors as `checked`."""
-    return Store(*checked(path, unfinished=unfinished))
-
-
-def checked(path: str | os.PathLike[str], *, unfinished: bool = False) -> tuple[Contents, list[manifest.Line]]:
-    """A store's attributes and manifest lines, after checking its metadata and every chunk's presence and exact size.
-
-    Args:
-        unfinished: also open a store still being written; only its committed, gapless beginning is seen.
-
-    Raises:
-        StoreError: no such path, not a store, damaged or unfinished: says which file, and what to do.
-    """
-    contents = load(Path(path))
-    if not contents.complete and not unfinished:
-        raise StoreError(unfinished_sentence(contents))
-    lines = committed_lines(contents)
-    found = list(problems(contents, lines))
-    if found:
-        more = f" ({len(found) - 1} more; `splinterp verify` lists them)" if len(found) > 1 else ""
-        raise StoreError(found[0] + more)
-    if not lines:
-        raise StoreError(f"{contents.path} holds no rows yet: {unfinished_sentence(contents)}")
-    if not contents.complete and not all(line.sums for line in lines):
-        raise StoreError(unfinished_sentence(contents))  # a copy takes its statistics over at the end
-    return contents, lines
-
-
 class Store:
     """A store opened for reading. Thread-safe except for the tensors it hands out, which are read-only by agreement.
 
@@ -86,7 +57,7 @@ class Store:
 
     def __init__(self, contents: Contents, lines: list[manifest.Line]) -> None:
         attributes = contents.attributes
-        self.path = contents.path
+        self.path: AnyPath = contents.path
         self.attributes: dict[str, Any] = attributes
         self.status: str = attributes["status"]
         self.rows = sum(line.rows for line in lines)
@@ -97,7 +68,7 @@ class Store:
         self.sites = {name: _site(contents, lines, name) for name in attributes["sites"]}
         self._lines = lines
         self._arrays = {array.path: array for array in contents.arrays}
-        self._maps: OrderedDict[Path, mmap.mmap] = OrderedDict()
+        self._maps: OrderedDict[AnyPath, mmap.mmap] = OrderedDict()
 
     def site(self, name: str | None = None) -> Site:
         """The site called `name`; None: the only one.
@@ -246,8 +217,12 @@ class Store:
             **own,
         }
 
+    def local(self, name: str) -> Path:
+        """The store's sub-folder `name` as a local folder, which is not there when the store has none."""
+        return on_disk(self.path) / name
+
     def _row_reader(self, site: Site) -> RowReader:
-        return ChunkFiles(self.path, self._arrays[f"{site.name}/acts"], self.chunk_rows, self._lines)
+        return ChunkFiles(on_disk(self.path), self._arrays[f"{site.name}/acts"], self.chunk_rows, self._lines)
 
     def _pieces(self, array: Array, a: int, b: int) -> list[np.ndarray]:
         """Views of the chunks' maps that together are rows [a, b)."""
@@ -264,7 +239,7 @@ class Store:
         return pieces
 
     def _map(self, array: Array, chunk: int) -> mmap.mmap:
-        path = array.chunk_path(self.path, chunk)
+        path = Path(str(self.path), array.path, array.chunk_name(chunk))
         found = self._maps.pop(path, None)
         if found is None:
             try:

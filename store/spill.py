@@ -16,6 +16,7 @@ import numpy as np
 
 from .files import crc_bytes, sync_folder, temporary, write_all
 from .layout import CRC_BYTES, POOL
+from .places import on_disk
 from .plan import Plan
 from .pool import Buffers
 
@@ -38,7 +39,7 @@ def keep(plan: Plan, kept: Kept, slots: np.ndarray, buffers: Buffers) -> None:
     Raises:
         OSError: the disk did not take them; what an earlier call wrote is still there.
     """
-    path = plan.path / POOL
+    path = on_disk(plan.path) / POOL
     fd = os.open(temporary(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         header = np.frombuffer(json.dumps(asdict(kept)).encode() + b"\n", np.uint8)
@@ -63,7 +64,7 @@ def restore(plan: Plan, generation: int, slots: np.ndarray, buffers: Buffers) ->
 
     Damage costs nothing but time: the rows are then offered again. `buffers` is filled only where it returns a Kept.
     """
-    path = plan.path / POOL
+    path = on_disk(plan.path) / POOL
     kept = _sound(path, plan)
     if kept is None or kept.generation != generation or kept.fill > len(slots):
         return None

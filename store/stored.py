@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
+from .files import slabs
 from .layout import MANIFEST, Array
 from .manifest import Line
-
-SLAB_BYTES = 2**23
+from .places import AnyPath
 
 
 def stored_of(parts: Iterable[bytes | memoryview]) -> list[int]:
@@ -38,11 +37,10 @@ def expected_bytes(array: Array, line: Line, chunk_rows: int) -> int:
     return array.chunk_bytes(chunk_rows) if line.stored is None else line.stored[array.path][0]
 
 
-def stored_problem(file: Path, stored: list[int]) -> str | None:
+def stored_problem(file: AnyPath, stored: list[int]) -> str | None:
     """A sentence if the compressed `file` is not, byte for byte, what `stored` ([bytes, crc32]) says."""
     try:
-        with file.open("rb") as opened:
-            found = stored_of(iter(lambda: opened.read(SLAB_BYTES), b""))
+        found = stored_of(slabs(file))
     except OSError as error:
         return f"{file} cannot be read: {error.strerror}."
     if found != stored:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection
-from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +10,7 @@ from ..errors import StoreError
 from .create import create
 from .derive import copy_tokenizer, origin_of, pieces, refuse_overwriting, told_of
 from .opening import open_any
+from .places import Location, place
 from .reader import Store
 
 # NumPy draws hypergeometric numbers from fewer than a milliard rows.
@@ -19,8 +18,8 @@ _LARGEST_SAMPLED = 10**9
 
 
 def subset(
-    path: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    path: Location,
+    out: Location,
     *,
     rows: int | None = None,
     token_ids: Collection[int] | None = None,
@@ -42,7 +41,7 @@ def subset(
         StoreError: no condition, a column that the store lacks, too few rows, or `out` exists or is `path`.
     """
     store = open_any(path)
-    refuse_overwriting(Path(out), [store])
+    refuse_overwriting(place(out), [store])
     asked = {"token_id": token_ids, "position": positions, "document": documents}
     wanted = {name: np.unique(np.fromiter(values, np.int64)) for name, values in asked.items() if values is not None}
     if rows is None and not wanted:
@@ -73,7 +72,7 @@ def subset(
         memory=memory,
         force=force,
     ) as writer:
-        copy_tokenizer(store, Path(out))
+        copy_tokenizer(store, place(out))
         for (a, b), count in zip(spans, counts, strict=True):
             take = count
             if rows is not None and count:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,10 +19,12 @@ from .commit import commit_chunk
 from .files import Lock
 from .layout import POOL
 from .manifest import Log
+from .opening import open_store
 from .plan import Plan, plain_attributes
 from .pool import Buffers, Generation, row_norms
 from .publish import publish_complete
-from .reader import Store, open_store
+from .reader import Store
+from .remote_writer import Fence, RemoteLog
 from .spill import Kept, keep, restore
 
 # More than cores: most of a commit is waiting for the disk, and the disk should never wait for a checksum.
@@ -41,7 +44,7 @@ class Writer:
         bytes_written: bytes of chunk files written by this process.
     """
 
-    def __init__(self, plan: Plan, log: Log, lock: Lock) -> None:
+    def __init__(self, plan: Plan, log: Log | RemoteLog, lock: Lock | Fence) -> None:
         self._plan, self._log, self._lock = plan, log, lock
         self._next_generation, self.rows, self.offered = plan.committed(log.lines)
         self.bytes_written = 0
@@ -51,6 +54,8 @@ class Writer:
         self._buffers: list[Buffers | None] = [None, None]
         self._running: list[list[Future[None]]] = [[], []]
         self._failure: StoreError | None = None
+        # At a URL it would go over the network again and again.
+        self._keeps_pool = plan.resumable and isinstance(plan.path, Path)
         self._closed = False
         self._spilled = Kept(0, 0, 0)
         # What is kept when the writer stops: the state after the last whole `add`, whatever an interrupt came amidst of.
@@ -146,10 +151,13 @@ class Writer:
         self._log.close()
         self._closed = True
         try:
-            publish_complete(self._plan, self._log.lines, self.rows, self.offered, extra)
+            publish_complete(self._plan, self._log.lines, self.rows, self.offered, extra, self._lock.check)
         except OSError as error:
             self._lock.release()
             raise StoreError(f"{self._plan.path} could not be finished: {error.strerror}. {_TAKEN}") from None
+        except StoreError:
+            self._lock.release()
+            raise
         self._lock.release(remove=True)
         return open_store(self._plan.path)
 
@@ -220,7 +228,7 @@ class Writer:
     def _take_up_pool(self) -> None:
         """Go on with the rows that an interrupted writer had kept of its last generation."""
         g = self._next_generation
-        if self._plan.resumable and (self._plan.path / POOL).exists() and self._plan.generation_size(g):
+        if self._keeps_pool and (self._plan.path / POOL).exists() and self._plan.generation_size(g):
             generation = self._start_generation()
             kept = restore(self._plan, g, generation.slots, generation.buffers)
             if kept is not None:
@@ -231,7 +239,7 @@ class Writer:
     def _spill(self) -> None:
         """Keep the pool's rows in a file, as of the last whole `add`."""
         generation, kept = self._generation, self._whole
-        if self._plan.resumable and generation is not None and kept.generation == generation.index and kept.fill:
+        if self._keeps_pool and generation is not None and kept.generation == generation.index and kept.fill:
             try:
                 keep(self._plan, kept, generation.slots, generation.buffers)
             except OSError as error:
@@ -268,6 +276,7 @@ class Writer:
     def _commit(self, generation: Generation, chunk: int, offered: int, dropped: int) -> None:
         """Write chunk `chunk` of all arrays, then its line in the log. Runs in a background thread."""
         plan = self._plan
+        self._lock.check()
         first = (chunk - generation.index * plan.pool_chunks) * plan.chunk_rows
         last = min(first + plan.chunk_rows, generation.fill)
         rows = {a.path: generation.rows(a.path, first, last) for a in plan.arrays}
