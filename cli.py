@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from . import __version__
+from .bench.commands import bench
 from .errors import Interrupted, SplinterpError
 from .quantities import format_bytes, format_count, parse_quantity
 
@@ -29,6 +30,7 @@ app = typer.Typer(
     name="splinterp", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False,
     help="Harvest a language model's activations once; train sparse autoencoders on them many times.",
 )  # fmt: skip
+app.add_typer(bench)
 out_console = Console()
 err_console = Console(stderr=True)
 

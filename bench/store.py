@@ -1,7 +1,7 @@
 """The store against the bare limits of this machine: raw file writing, and a copy out of a memory map.
 
-    python bench/store.py --gb 1 --d 768 --dtype bfloat16 --rounds 5
-    python bench/store.py --store acts.zarr      # its rows: normal numbers say little of how activations compress
+    splinterp bench store --gb 1 --d 768 --dtype bfloat16 --rounds 5
+    splinterp bench store --store acts.zarr      # its rows: normal numbers say little of how activations compress
 
 Every contender runs once a round, one after the other, so that a busy machine slows all alike; a ratio is taken within its
 round, and the table gives the median over rounds with the smallest and largest. "Cold" means that the files were synced and
@@ -12,28 +12,94 @@ page not lent costs 10 times the copy into it, by chance at one contender's cost
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from splinterp import store as stores  # pyright: ignore[reportMissingImports]  (found once installed)
-from splinterp.store.layout import STORAGE, default_chunk_rows  # pyright: ignore[reportMissingImports]
+
+from .. import store as stores
+from ..errors import SplinterpError
+from ..quantities import format_bytes
+from ..store.layout import STORAGE, default_chunk_rows
 
 SITE = "hook"
 BATCH = 4096
 COLUMNS = ("token_id", "position", "document", "sequence")
 WRITE_LIMIT, READ_LIMIT = "raw write", "memmap copy"
+WRITERS, READERS = 6, 10
+# What lies in the folder at the same time, in units of the rows: our store, raw chunks, an archive, two zarr arrays, and the scratch.
+ROOM = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreBench:
+    """What to measure.
+
+    Raises:
+        SplinterpError: a value that cannot be.
+    """
+
+    gb: float = 1.0
+    """Size of the rows in GB."""
+    d: int = 768
+    """Width of the rows, where they are made up."""
+    dtypes: tuple[str, ...] = ("bfloat16", "float32")
+    """One table each, where they are made up."""
+    store: str | None = None
+    """Take the rows, d and dtype of this store. None: normal random numbers."""
+    site: str | None = None
+    """Of the store, where it has several."""
+    rounds: int = 5
+    folder: Path | None = None
+    """On the disk to be measured. None: the system's temporary folder."""
+
+    def __post_init__(self) -> None:
+        for what, value in (("size in GB", self.gb), ("width", self.d), ("number of rounds", self.rounds)):
+            if not value > 0:
+                raise SplinterpError(f"The {what} must be more than 0, not {value}.")
+        for dtype in self.dtypes:
+            if dtype not in STORAGE:
+                raise SplinterpError(f"A store cannot hold '{dtype}'; choose from {', '.join(STORAGE)}.")
+        if self.folder is not None and not self.folder.is_dir():
+            raise SplinterpError(f"{self.folder} is no folder; name one on the disk to be measured.")
+
+    @property
+    def steps(self) -> int:
+        """Contenders' runs in a table."""
+        return self.rounds * (WRITERS + 2 * READERS)
+
+
+def run(config: StoreBench, progress: Callable[[], None] | None = None) -> Iterator[dict[str, Any]]:
+    """A result for each dtype (see `measure_all`); `progress` is called after each contender's run.
+
+    Raises:
+        SplinterpError: the disk has too little room, or the store cannot be read.
+    """
+    taken = None if config.store is None else take_rows(config.store, config.site, config.gb)
+    for dtype in config.dtypes if taken is None else (taken[1],):
+        folder = Path(tempfile.mkdtemp(prefix="splinterp-bench-", dir=config.folder))
+        try:
+            size = int(config.gb * 1e9) if taken is None else taken[0].nbytes
+            free = shutil.disk_usage(folder).free
+            if free < ROOM * size:
+                raise SplinterpError(
+                    f"{folder.parent} has {format_bytes(free)} free, and this takes {format_bytes(ROOM * size)}; "
+                    "give a smaller --gb or another --folder."
+                )
+            x = make_rows(size, config.d, dtype) if taken is None else taken[0]
+            yield measure_all(x, config.store or "normal random", dtype, config.rounds, folder, progress or (lambda: None))
+        finally:
+            shutil.rmtree(folder)
 
 
 def make_rows(size: int, d: int, dtype: str) -> torch.Tensor:
@@ -49,7 +115,7 @@ def make_rows(size: int, d: int, dtype: str) -> torch.Tensor:
     return x
 
 
-def take_rows(path: Path, site: str | None, gb: float) -> tuple[torch.Tensor, str]:
+def take_rows(path: str, site: str | None, gb: float) -> tuple[torch.Tensor, str]:
     """([rows, d], dtype): a store's first `gb` of a site, or all of it."""
     opened = stores.open(path)
     chosen = opened.site(site)
@@ -151,8 +217,10 @@ def read_zarr(path: Path) -> None:
         array[a : a + BATCH]
 
 
-def measure(contenders: dict[str, Callable[[], None]], rounds: int, before: Callable[[str], None]) -> dict[str, list[float]]:
-    """Seconds of each contender, round by round; `before` is called with its name ahead of each and not timed."""
+def measure(
+    contenders: dict[str, Callable[[], None]], rounds: int, before: Callable[[str], None], after: Callable[[], None]
+) -> dict[str, list[float]]:
+    """Seconds of each contender, round by round; `before` is called with its name ahead of each, `after` behind it, neither timed."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     order = random.Random(0)
     for _ in range(rounds):
@@ -162,6 +230,7 @@ def measure(contenders: dict[str, Callable[[], None]], rounds: int, before: Call
             begun = time.perf_counter()
             contenders[name]()
             seconds[name].append(time.perf_counter() - begun)
+            after()
     return seconds
 
 
@@ -171,8 +240,14 @@ def compare(seconds: dict[str, list[float]], limit: str) -> dict[str, dict[str, 
     return {name: {"median": statistics.median(s), "low": min(s), "high": max(s)} for name, s in shares.items()}
 
 
-def bench(x: torch.Tensor, source: str, dtype: str, rounds: int, folder: Path) -> dict[str, Any]:
-    """Run everything with rows `x` in `folder` (needs about 5 times their size there)."""
+def measure_all(
+    x: torch.Tensor, source: str, dtype: str, rounds: int, folder: Path, progress: Callable[[], None]
+) -> dict[str, Any]:
+    """Run every contender with rows `x` [rows, d] in `folder`.
+
+    Returns:
+        What was measured; `gb_per_s` and `ratios` by table (write; read, cold; read, warm) and contender.
+    """
     rows, d = x.shape
     row_bytes = d * x.element_size()
     # A chunk as for a large store, but at least eight of them, so that there are files to go through.
@@ -202,6 +277,7 @@ def bench(x: torch.Tensor, source: str, dtype: str, rounds: int, folder: Path) -
         },
         rounds,
         fresh,
+        progress,
     )
     tables["write"] = (writing, WRITE_LIMIT)
     fresh(WRITE_LIMIT)
@@ -223,10 +299,10 @@ def bench(x: torch.Tensor, source: str, dtype: str, rounds: int, folder: Path) -
         forget([ours, archive, plain, packed])
         touch_page_cache(folder, 2 * x.nbytes)
 
-    tables["read, cold"] = (measure(reading, rounds, cold), READ_LIMIT)
+    tables["read, cold"] = (measure(reading, rounds, cold, progress), READ_LIMIT)
     for contender in reading.values():
         contender()
-    tables["read, warm"] = (measure(reading, rounds, lambda _: None), READ_LIMIT)
+    tables["read, warm"] = (measure(reading, rounds, lambda _: None, progress), READ_LIMIT)
     return {
         "rows": rows,
         "d": d,
@@ -290,36 +366,3 @@ def _with_fd(file: Path, act: Callable[[int], Any]) -> None:
         act(fd)
     finally:
         os.close(fd)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gb", type=float, default=1.0, help="size of the rows in GB")
-    parser.add_argument("--d", type=int, default=768)
-    parser.add_argument("--dtype", choices=sorted(STORAGE), nargs="+", default=["bfloat16", "float32"])
-    parser.add_argument("--store", type=Path, help="take the rows, d and dtype of this store  [default: normal random numbers]")
-    parser.add_argument("--site", help="of the store, where it has several")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="on the disk to be measured  [default: the system's temporary folder]")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    args = parser.parse_args()
-    results = {}
-    taken = None if args.store is None else take_rows(args.store, args.site, args.gb)
-    for dtype in args.dtype if taken is None else [taken[1]]:
-        x, source = (
-            (make_rows(int(args.gb * 1e9), args.d, dtype), "normal random") if taken is None else (taken[0], str(args.store))
-        )
-        folder = Path(tempfile.mkdtemp(prefix="splinterp-bench-", dir=args.folder))
-        try:
-            results[dtype] = bench(x, source, dtype, args.rounds, folder)
-        finally:
-            shutil.rmtree(folder)
-        if not args.json:
-            print(table(results[dtype]), flush=True)
-            print()
-    if args.json:
-        print(json.dumps({"ratios": {dtype: r["ratios"] for dtype, r in results.items()}, "results": results}))
-
-
-if __name__ == "__main__":
-    main()

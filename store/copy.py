@@ -57,6 +57,10 @@ def copy(
         raise StoreError(f"{src} is not a splinterp store, and only such can be copied; `splinterp import` makes one of it.")
     target = place(dst)
     refuse_overwriting(target, [store])
+    if compress and isinstance(target, RemotePath):
+        raise StoreError(
+            f"An archive is read from a local disk alone, so {target} cannot be one; compress to a local path, then upload."
+        )
     told = store.attributes
     for key in ("planned_rows", "pool_chunks", "offered_rows"):
         if type(told.get(key)) is not int and (key != "planned_rows" or told.get(key) is not None):

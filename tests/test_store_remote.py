@@ -645,3 +645,31 @@ def test_harvest_to_s3_and_resume(s3, tmp_path, gpt2_dir, jsonl):
     assert there.fingerprint == here.fingerprint
     assert contents(s3) == contents(tmp_path / "s")
     assert load_tokenizer(there).get_vocab_size() > 0
+
+
+def test_a_copy_goes_to_a_url_and_comes_back_the_same(url, local, reference, tmp_path):
+    there = store.copy(local, url)
+    assert there.fingerprint == store.open(local).fingerprint
+    assert contents(url) == reference
+    store.copy(url, tmp_path / "back.zarr")
+    assert contents(tmp_path / "back.zarr") == reference
+    with pytest.raises(StoreError, match="archive is read from a local disk alone"):
+        store.copy(local, f"{url}-archive", compress=True)
+    assert not place(f"{url}-archive").exists()
+
+
+def test_a_damaged_block_is_not_handed_out(url, local):
+    store.copy(local, url)
+    key = place(url) / "a" / "acts" / "c.3.0"
+    data = bytearray(key.read_bytes())
+    data[20] ^= 1
+    key.write_bytes(bytes(data))
+    opened = store.open(url)
+    with pytest.raises(StoreError, match=r"c\.3\.0 is damaged: its rows from 0 on"):
+        all_batches(opened, split="all")
+    assert opened.column("i").shape == (opened.rows,)
+
+
+def test_ranks_do_not_write_to_urls(url):
+    with pytest.raises(StoreError, match="cannot be written by ranks"):
+        store.create_rank(url, 0, 2, sites={"a": 3})
