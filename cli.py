@@ -152,10 +152,13 @@ def harvest(
         trust_remote_code=trust_remote_code, resume=resume, force=force,
     )  # fmt: skip
     planned = stage.plan(config)
-    print_plan(out_console, planned)
-    with Bar("harvest", tokens) as bar:
+    ranks = planned.ranks
+    if ranks.rank == 0:
+        print_plan(out_console, planned)
+    with Bar("harvest" if not ranks.several else f"harvest, rank {ranks.rank} of {ranks.world}", tokens // ranks.world) as bar:
         store = stage.harvest(config, lambda done, figures: bar.update(done, harvest_figures(figures)), planned=planned)
-    _say_store(store, asked=tokens)
+    if store is not None:
+        _say_store(store, asked=tokens)
 
 
 @app.command("import")

@@ -100,4 +100,7 @@ def _store(path: Path, console: Console) -> tuple[stores.Store, int]:
     planned = stage.plan(config)
     print_plan(console, planned)
     with Bar("harvest", TOKENS, unit="tokens") as bar:
-        return stage.harvest(config, lambda done, figures: bar.update(done, harvest_figures(figures)), planned=planned), TOKENS
+        made = stage.harvest(config, lambda done, figures: bar.update(done, harvest_figures(figures)), planned=planned)
+    if made is None:
+        raise SplinterpError("The demo runs in one process; start it without torchrun.")
+    return made, TOKENS

@@ -14,6 +14,7 @@ from ..store.plan import make_plan
 from .config import HarvestConfig
 from .forward import auto_batch_size
 from .model import Checkpoint, ModelFacts, check_request, choose_dtype, find_checkpoint, load_config, model_facts
+from .ranks import Ranks
 from .text import TextSource, open_text
 
 COLUMNS = ("token_id", "position", "document", "sequence")
@@ -41,30 +42,36 @@ class Plan:
     device: torch.device
     model_dtype: torch.dtype
     model_config: Any
+    ranks: Ranks
 
 
-def plan(config: HarvestConfig) -> Plan:
+def plan(config: HarvestConfig, ranks: Ranks | None = None) -> Plan:
     """Look up the model's configuration and the text, check both against `config`, and work out the figures.
 
-    Loads no weights, reads no documents and writes nothing. Names on the hub cost a few short requests.
+    Loads no weights, reads no documents and writes nothing. Names on the hub cost a few short requests. `ranks`: None: as torchrun says.
 
     Raises:
         ModelError: no such model, or it lacks a layer, or sees less than the context.
         TextError: no such text.
         StoreError: `config.out` exists, and neither resume nor force was asked for.
     """
-    out = config.out
+    out, ranks = config.out, ranks or Ranks.of_environment()
     # create() has the last word; this one comes before minutes of loading.
     with reachable(out):
-        taken = not (config.resume or config.force) and (out.is_file() or (out / "zarr.json").exists())
+        # Of several ranks another may have begun the store already.
+        taken = not (config.resume or config.force or ranks.several) and (out.is_file() or (out / "zarr.json").exists())
     if taken:
         raise StoreError(f"{out} exists already; give another name or --force.")
+    if ranks.several and config.force:
+        raise StoreError(
+            f"A rank cannot know whether another has begun already, so --force is not for several; remove {out} first."
+        )
     checkpoint = find_checkpoint(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
     model_config = load_config(checkpoint)
     facts = model_facts(model_config)
     check_request(checkpoint.name, facts, config.layers, config.context)
     text = open_text(config.dataset_name, split=config.split, text_column=config.text_column)
-    device = choose_device(config.device)
+    device = choose_device(ranks.device(config.device, torch.cuda.device_count()))
     dtype = choose_dtype(config.model_dtype, facts, device)
     sites = dict.fromkeys(config.sites, facts.d_model)
     layout = make_plan(
@@ -85,4 +92,5 @@ def plan(config: HarvestConfig) -> Plan:
         device=device,
         model_dtype=dtype,
         model_config=model_config,
+        ranks=ranks,
     )

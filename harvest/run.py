@@ -22,6 +22,7 @@ from .model import load_bridge
 from .pack import TokenBatch, batches, pack
 from .plan import COLUMNS, Plan, plan
 from .prefetch import prefetched
+from .ranks import Share
 from .tokens import encode_documents, encoder, load_tokenizer, special_tokens
 
 BATCHES_AHEAD = 4
@@ -29,14 +30,14 @@ BATCHES_AHEAD = 4
 Progress = Callable[[int, dict[str, object]], None]
 
 
-def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned: Plan | None = None) -> store.Store:
-    """Harvest `config.tokens` rows a site into a store at `config.out`, and open it.
+def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned: Plan | None = None) -> store.Store | None:
+    """Harvest `config.tokens` rows a site into a store at `config.out`, and open it; None for a rank that is not the last to end.
 
     The rows are the model's own: neither folded nor centred. A text that is too short gives all it has, once; the store's
     attribute `short` then is true.
 
     Args:
-        progress: called after every batch with the rows stored so far and figures: tokens_per_s, bytes_written, dropped,
+        progress: called after every batch with the rows stored so far (by this rank) and figures: tokens_per_s, bytes_written, dropped,
             and the shares of the time spent in the forward pass, waiting for text and waiting for the disk.
         planned: `plan(config)`, if it was made already.
 
@@ -50,9 +51,15 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
     writer: store.Writer | None = None
     try:
         tokens = token_batches(todo, tokenizer, bos, separator)
-        with prefetched(tokens, BATCHES_AHEAD) as stream, suitable_threads(4 * todo.facts.d_model**2, todo.device):
+        share = Share(todo.ranks, tokens, todo.rows)
+        with (
+            prefetched(iter(share) if todo.ranks.several else tokens, BATCHES_AHEAD) as stream,
+            suitable_threads(4 * todo.facts.d_model**2, todo.device),
+        ):
             # The first batch goes through the model before the store is begun: most mistakes show there.
             first = next(stream, None)
+            if first is None and share.seen:
+                raise TextError(f"{todo.text.name} is too short for {todo.ranks.world} ranks; start fewer.")
             if first is None:
                 raise TextError(f"{todo.text.name} holds no text to harvest: all its documents are empty.")
             bridge = load_bridge(todo.checkpoint, todo.model_config, tokenizer, todo.blocks, todo.device, todo.model_dtype)
@@ -65,10 +72,15 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
             )
             rows = reader.read(first.ids, first.keep)
             writer = _create(todo, bos, separator)
+            if writer is None:
+                return _joined(todo)
             with writer:
-                _save_tokenizer(tokenizer, config.out)
+                if todo.ranks.rank == 0:
+                    _save_tokenizer(tokenizer, config.out)
                 _fill(writer, reader, chain([(first, rows)], ((batch, None) for batch in stream)), progress)
-                return writer.finish({"short": not writer.full, "versions": _versions()})
+                short = share.seen < todo.rows if todo.ranks.several else not writer.full
+                finished = writer.finish({"short": short, "versions": _versions()})
+                return _joined(todo) if todo.ranks.several else finished
     except KeyboardInterrupt:
         raise _interrupted(todo, writer) from None
 
@@ -133,19 +145,22 @@ def _fill(
             progress(writer.rows, figures)
 
 
-def _create(todo: Plan, bos: int, separator: int | None) -> store.Writer:
-    config = todo.config
-    return store.create(
-        config.out,
-        sites=todo.sites,
-        dtype=config.dtype,
-        columns=COLUMNS,
-        rows=todo.rows,
-        seed=config.seed,
-        memory=config.memory,
-        resume=config.resume,
-        force=config.force,
-        attributes={
+def _joined(todo: Plan) -> store.Store | None:
+    """The store of all ranks, if this one was the last."""
+    return store.join(todo.config.out)
+
+
+def _create(todo: Plan, bos: int, separator: int | None) -> store.Writer | None:
+    """The writer of the store, or of this rank's part; None when this rank has ended before a resume."""
+    config, ranks = todo.config, todo.ranks
+    told: dict[str, Any] = {
+        "sites": todo.sites,
+        "dtype": config.dtype,
+        "columns": COLUMNS,
+        "seed": config.seed,
+        "memory": config.memory,
+        "resume": config.resume,
+        "attributes": {
             "model": todo.checkpoint.name,
             "revision": todo.checkpoint.revision,
             "architecture": todo.facts.architecture,
@@ -162,8 +177,13 @@ def _create(todo: Plan, bos: int, separator: int | None) -> store.Writer:
             "separator": config.separator,
             "separator_token_id": separator,
             "keep_bos": config.keep_bos,
+            "tokens": todo.rows,
         },
-    )
+    }
+    if ranks.several:
+        # How many rows fall to a rank shows when the text is read.
+        return store.create_rank(config.out, ranks.rank, ranks.world, chunk_rows=todo.chunk_rows, **told)
+    return store.create(config.out, rows=todo.rows, force=config.force, **told)
 
 
 def _versions() -> dict[str, str]:
