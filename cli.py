@@ -136,25 +136,33 @@ def harvest(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that a hub model brings along.")
     ] = False,
+    memory: Annotated[str, typer.Option(help="Of the shuffle pool: 1GiB, 500MB, …")] = "1GiB",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted harvest.")] = False,
     force: ForceOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it will take, in bytes and (from some seconds of it) in time.")
+    ] = False,
 ) -> None:
     """Stream a model's activations on a text into a store."""
     from . import harvest as stage
     from .progress import Bar
-    from .report.tables import harvest_figures, print_plan
+    from .quantities import parse_bytes
+    from .report.tables import harvest_figures, print_plan, print_probe
     from .store.places import place
 
     config = stage.HarvestConfig(
         model=model, layers=tuple(layer or (TINY_LAYER if model == "tiny" else ())), hook=hook, dataset=dataset, split=split,
         text_column=text_column, tokens=tokens, context=context, batch_size=_unless_auto(batch_size, parse_quantity, "--batch-size"), dtype=dtype,
         model_dtype=model_dtype, device=device, out=place(out), seed=seed, keep_bos=keep_bos, separator=separator, revision=revision,
-        trust_remote_code=trust_remote_code, resume=resume, force=force,
+        trust_remote_code=trust_remote_code, resume=resume, force=force, memory=parse_bytes(memory),
     )  # fmt: skip
     planned = stage.plan(config)
     ranks = planned.ranks
     if ranks.rank == 0:
         print_plan(out_console, planned)
+    if dry_run:
+        print_probe(out_console, planned, stage.probe(planned))
+        return
     with Bar("harvest" if not ranks.several else f"harvest, rank {ranks.rank} of {ranks.world}", tokens // ranks.world) as bar:
         store = stage.harvest(config, lambda done, figures: bar.update(done, harvest_figures(figures)), planned=planned)
     if store is not None:

@@ -7,6 +7,7 @@ import re
 from .errors import SplinterpError
 
 _FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+_BYTES = re.compile(r"(\d{1,15}(?:\.\d{1,6})?) ?(?:([kmgt])(i)?)?b?", re.IGNORECASE)
 _QUANTITY = re.compile(r"(\d{1,15}|\d{1,3}(?:[_,]\d{3}){1,5})(?:\.(\d{1,12}))?([kmb]?)", re.IGNORECASE)
 
 
@@ -27,6 +28,22 @@ def parse_quantity(text: str) -> int:
     value += rest // 10 ** len(fraction)
     if value < 1:
         raise SplinterpError(f"'{text}' must be at least 1.")
+    return value
+
+
+def parse_bytes(text: str) -> int:
+    """'1GiB' -> 1073741824, '500 MB' -> 500000000, '20G' -> 20000000000: powers of 1024 with an i, of 1000 without.
+
+    Raises:
+        SplinterpError: not a positive size in this notation.
+    """
+    match = _BYTES.fullmatch(text.strip())
+    value = 0
+    if match is not None:
+        number, letter, binary = match.groups(default="")
+        value = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(letter.lower() or " "))
+    if value < 1:
+        raise SplinterpError(f"'{text}' is not a size in bytes; write for example 500MB, 1GiB or 20G.")
     return value
 
 

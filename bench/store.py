@@ -297,7 +297,7 @@ def measure_all(
 
     def cold(_: str) -> None:
         forget([ours, archive, plain, packed])
-        touch_page_cache(folder, 2 * x.nbytes)
+        touch_page_cache(folder, x.nbytes)
 
     tables["read, cold"] = (measure(reading, rounds, cold, progress), READ_LIMIT)
     for contender in reading.values():

@@ -2,8 +2,20 @@
 
 from .config import HarvestConfig
 from .plan import Plan, plan
+from .probe import Probe, probe
 from .run import harvest
 from .stdlib import stdlib_documents, stdlib_files
 from .text import TextSource, open_text
 
-__all__ = ["HarvestConfig", "Plan", "TextSource", "harvest", "open_text", "plan", "stdlib_documents", "stdlib_files"]
+__all__ = [
+    "HarvestConfig",
+    "Plan",
+    "Probe",
+    "TextSource",
+    "harvest",
+    "open_text",
+    "plan",
+    "probe",
+    "stdlib_documents",
+    "stdlib_files",
+]

@@ -10,7 +10,7 @@ from rich.table import Table
 from ..quantities import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
-    from ..harvest import Plan
+    from ..harvest import Plan, Probe
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -23,6 +23,22 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"{plan.chunk_rows:,} rows -> {plan.config.out}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
+
+
+def print_probe(console: Console, plan: Plan, found: Probe) -> None:
+    """What a harvest will take: time at the rate seen, and whether the disk has room."""
+    several = f" a process ({plan.ranks.world} of them)" if plan.ranks.several else ""
+    console.print(
+        f"  {format_count(found.tokens_per_s)} rows/s{several} in the forward pass: about {format_seconds(found.seconds)}, and longer where "
+        "text or disk are slower; nothing was written",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if found.free is not None:
+        lacks = found.free < plan.bytes
+        console.print(
+            f"  {format_bytes(found.free)} free on the disk" + (", which is too little" if lacks else ""),
+            style="red" if lacks else None, markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def harvest_figures(figures: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 import google_crc32c
 
 from ..errors import StoreError
-from ..quantities import parse_quantity
+from ..quantities import parse_bytes
 
 FOLDER, BOUND = "SPLINTERP_CACHE", "SPLINTERP_CACHE_BYTES"
 DEFAULT_BYTES = 20 * 2**30
@@ -36,8 +36,8 @@ def cache_root() -> Path:
 
 
 def cache_bound() -> int:
-    """$SPLINTERP_CACHE_BYTES, such as 500M or 20B, or 20 GiB."""
-    return parse_quantity(os.environ[BOUND]) if os.environ.get(BOUND) else DEFAULT_BYTES
+    """$SPLINTERP_CACHE_BYTES, such as 500MB or 20GiB; without it 20 GiB."""
+    return parse_bytes(os.environ[BOUND]) if os.environ.get(BOUND) else DEFAULT_BYTES
 
 
 def used_bytes(folder: Path) -> int:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from splinterp.cli import main
 from splinterp.errors import SplinterpError
-from splinterp.quantities import format_bytes, format_count, format_seconds, parse_quantity
+from splinterp.quantities import format_bytes, format_count, format_seconds, parse_bytes, parse_quantity
 
 
 @pytest.fixture
@@ -245,6 +245,32 @@ def test_every_likely_mistake_has_its_sentence(cli, work, gpt2_dir, jsonl, tmp_p
     assert "missing.npy" in sentence(cli("import", tmp_path / "missing.npy", "--out", tmp_path / "m.zarr"))
 
 
+def test_a_dry_run_says_what_it_will_take_and_writes_nothing(cli, gpt2_dir, jsonl, tmp_path):
+    out = tmp_path / "acts.zarr"
+    command = [
+        "harvest",
+        "--model",
+        gpt2_dir,
+        "--layer",
+        1,
+        "--dataset",
+        jsonl,
+        "--tokens",
+        "2k",
+        "--context",
+        16,
+        "--out",
+        out,
+    ]
+    code, said, _ = cli(*command, "--dry-run", "--memory", "100MB")
+    assert code == 0
+    assert "2,000 rows a site" in said
+    assert "rows/s in the forward pass" in said
+    assert "free on the disk" in said
+    assert not out.exists()
+    assert "not a size in bytes" in sentence(cli(*command, "--memory", "much"))
+
+
 def test_an_interrupted_harvest_is_told_and_resumes(cli, gpt2_dir, jsonl, tmp_path, monkeypatch):
     from splinterp.harvest import forward
 
@@ -367,3 +393,16 @@ def test_figures_read_well():
     assert format_bytes(3 * 2**30) == "3 GiB"
     assert format_seconds(4020) == "67 min"
     assert format_seconds(7500) == "2 h 05 min"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1024", 1024), ("1GiB", 2**30), ("500 MB", 5 * 10**8), ("1.5k", 1500), ("20g", 2 * 10**10), ("7 b", 7)]
+)
+def test_sizes_in_bytes(text, value):
+    assert parse_bytes(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "0", "much", "-1", "1 XB", "1iB", "0.1", "1e9", "9" * 40])
+def test_what_is_no_size_is_told(text):
+    with pytest.raises(SplinterpError, match="not a size in bytes"):
+        parse_bytes(text)

@@ -1,0 +1,74 @@
+"""What a harvest will cost, from a few batches that are forwarded and thrown away."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..devices import suitable_threads
+from ..errors import TextError
+from .forward import SiteReader
+from .model import load_bridge
+from .plan import Plan
+from .run import token_batches
+from .tokens import load_tokenizer, special_tokens
+
+SECONDS = 5.0
+MOST_BATCHES = 64
+
+
+@dataclass(frozen=True)
+class Probe:
+    """tokens_per_s: rows a second and process in the forward pass. seconds: of the whole harvest at that rate, over all ranks.
+
+    free: bytes free where the store will lie; None where that cannot be known (a URL).
+    """
+
+    tokens_per_s: float
+    seconds: float
+    free: int | None
+
+
+def probe(todo: Plan) -> Probe:
+    """Load the model and forward batches of the text for some seconds; writes nothing.
+
+    The first batch warms up and is not counted, unless the text has no other.
+
+    Raises:
+        ModelError, TextError: as `harvest`.
+    """
+    tokenizer = load_tokenizer(todo.checkpoint.name, todo.checkpoint.path, **todo.checkpoint.options)
+    bos, separator = special_tokens(todo.checkpoint.name, tokenizer, todo.config.separator)
+    bridge = load_bridge(todo.checkpoint, todo.model_config, tokenizer, todo.blocks, todo.device, todo.model_dtype)
+    reader = SiteReader(
+        bridge,
+        list(todo.sites),
+        name=todo.checkpoint.name,
+        dtype=getattr(torch, todo.config.dtype),
+        batch_size=todo.batch_size,
+    )
+    rates: list[tuple[int, float]] = []
+    with suitable_threads(4 * todo.facts.d_model**2, todo.device):
+        for batch in token_batches(todo, tokenizer, bos, separator):
+            begun = time.perf_counter()
+            reader.read(batch.ids, batch.keep)
+            rates.append((batch.kept, time.perf_counter() - begun))
+            if len(rates) >= MOST_BATCHES or (len(rates) > 1 and sum(seconds for _, seconds in rates[1:]) > SECONDS):
+                break
+    if not rates:
+        raise TextError(f"{todo.text.name} holds no text to harvest: all its documents are empty.")
+    counted = rates[1:] or rates
+    rate = sum(tokens for tokens, _ in counted) / sum(seconds for _, seconds in counted)
+    return Probe(rate, todo.rows / rate / todo.ranks.world, _free(todo))
+
+
+def _free(todo: Plan) -> int | None:
+    out = todo.config.out
+    if not isinstance(out, Path):
+        return None
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
