@@ -7,7 +7,7 @@ Every contender runs once a round, one after the other, so that a busy machine s
 round, and the table gives the median over rounds with the smallest and largest. "Cold" means that the files were synced and
 then dropped from the page cache (posix_fadvise DONTNEED) just before; the disk's own cache is beyond reach. Ahead of each run
 the page cache is filled and freed once: a virtual machine's host lends memory page by page and takes back what lies idle, and a
-page not lent costs 10 times the copy into it, by chance at one contender's cost or another's.
+page not lent costs 10 times the copy into it, by chance at one contender's cost or another's. torch works with one thread.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ def run(config: StoreBench, progress: Callable[[], None] | None = None) -> Itera
     Raises:
         SplinterpError: the disk has too little room, or the store cannot be read.
     """
+    torch.set_num_threads(1)  # memmap copies have one thread too; several would wait for each other on a busy machine
     taken = None if config.store is None else take_rows(config.store, config.site, config.gb)
     for dtype in config.dtypes if taken is None else (taken[1],):
         folder = Path(tempfile.mkdtemp(prefix="splinterp-bench-", dir=config.folder))

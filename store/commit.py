@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from .files import block_crcs, crc_bytes, crc_of, write_files
+from .files import block_and_whole_crcs, crc_bytes, crc_of, write_files
 from .layout import BLOCK, Array
 from .manifest import Line, Log, encode
 from .plan import Plan
@@ -51,7 +51,9 @@ def commit_chunk(
                 [*(p.reshape(-1).view(np.uint8).data for p in parts[a.path]), memoryview(crc_bytes(line.crc32c[a.path]))],
             )
             for a in plan.arrays
-        ]
+        ],
+        # Half of all syncs: a resume looks whether each committed chunk's files are there, and publishing syncs the folders.
+        sync_folders=False,
     )
     log.commit(line)
     return True
@@ -64,15 +66,19 @@ def _line(
     norms: Mapping[str, np.ndarray],
     at: tuple[int, int, int, int],
 ) -> Line:
-    blocks, sums, norm_sums = {}, {}, {}
+    blocks, sums, norm_sums, crcs = {}, {}, {}, {}
+    for array in plan.arrays:
+        if array.d is None:
+            crcs[array.path] = crc_of(parts[array.path])
     for site in plan.sites:
-        rows = parts[f"{site}/acts"][0]
-        blocks[site] = encode(block_crcs(rows, BLOCK))
+        rows, *padding = parts[f"{site}/acts"]
+        of_blocks, crc = block_and_whole_crcs(rows, BLOCK)
+        blocks[site], crcs[f"{site}/acts"] = encode(of_blocks), crc_of(padding, crc)
         sums[site] = encode(column_sums(torch.from_numpy(rows).view(plan.storage.torch)).astype("<f8"))
         r = norms[site]
         norm_sums[site] = [float(r.sum()), float((r * r).sum()), float(r.min()), float(r.max())]
     n = len(parts[plan.arrays[0].path][0])
-    return Line(chunk, n, {path: crc_of(arrays) for path, arrays in parts.items()}, blocks, sums, norm_sums, *at)
+    return Line(chunk, n, crcs, blocks, sums, norm_sums, *at)
 
 
 def _padded(array: Array, rows: np.ndarray, chunk_rows: int) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from .archive import ArchiveStore
 from .check import Contents, committed_lines
 from .create import begin
 from .derive import copy_tokenizer, origin_of, refuse_overwriting, told_of
-from .files import crc_bytes, crc_of, write_files
+from .files import aligned, crc_bytes, crc_of, write_files
 from .foreign import ForeignStore
 from .layout import COMPRESSION, MANIFEST, METADATA, Array, block_rows
 from .manifest import Line, Log
@@ -139,7 +139,7 @@ def _copy_chunk(store: Store, line: Line, plan: Plan, log: Log | RemoteLog) -> i
             written.append((array.chunk_path(plan.path, line.chunk), parts))
             if array.compressed:
                 stored[array.path] = stored_of(parts)
-        write_files(written)
+        write_files(written, sync_folders=False)
     log.commit(replace(line, stored=stored or None))
     return line.rows
 
@@ -150,7 +150,7 @@ def _read_chunk(store: Store, array: Array, line: Line) -> np.ndarray:
     Raises:
         StoreError: its file is damaged.
     """
-    rows = np.empty(store.chunk_rows if array.d is None else (store.chunk_rows, array.d), array.numpy)
+    rows = aligned(store.chunk_rows if array.d is None else (store.chunk_rows, array.d), array.numpy)
     file, into = array.chunk_path(store.path, line.chunk), rows.reshape(-1).view(np.uint8).data
     if isinstance(store, ArchiveStore):
         files, first = store.shard_files(array, threads=1), line.chunk * store.chunk_rows

@@ -19,6 +19,9 @@ from .layout import CRC_BYTES, LOCK
 from .places import AnyPath, RemotePath
 
 WRITE_BYTES = 2**20
+DIRECT_BYTES = 2**23
+# What every file system takes that takes direct writes at all.
+ALIGNMENT = 4096
 SLAB_BYTES = 2**23
 
 
@@ -48,8 +51,41 @@ def write_all(fd: int, data: memoryview) -> None:
         data = data[os.write(fd, data[:WRITE_BYTES]) :]
 
 
-def write_files(files: Sequence[tuple[AnyPath, Sequence[memoryview]]]) -> None:
+def aligned(shape: int | tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """As numpy.empty, at an address from where the disk can be written directly."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    skip = -room.ctypes.data % ALIGNMENT
+    return room[skip : skip + size].view(dtype).reshape(shape)
+
+
+def _write_part(fd: int, data: memoryview) -> None:
+    """Append to a file: what is aligned past the page cache (O_DIRECT), where the file system can, the rest through it.
+
+    The processor then copies nothing (a fifth of the time it takes), a harvest does not push everything else out of the page cache, and
+    a virtual machine need not borrow fresh pages from its host, which is several times slower than the disk.
+    """
+    whole = len(data) // ALIGNMENT * ALIGNMENT
+    if whole >= WRITE_BYTES and hasattr(os, "O_DIRECT") and np.frombuffer(data, np.uint8).ctypes.data % ALIGNMENT == 0:
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+            while whole:
+                done = os.write(fd, data[: min(whole, DIRECT_BYTES)])
+                data, whole = data[done:], whole - done
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # this file system writes through the page cache alone
+                raise
+        finally:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+    write_all(fd, data)
+
+
+def write_files(files: Sequence[tuple[AnyPath, Sequence[memoryview]]], *, sync_folders: bool = True) -> None:
     """Durably write each (path, parts), each file whole or not at all; in the order given on an object store.
+
+    Args:
+        sync_folders: False: a power cut may undo the last renames; the caller can find that out, or syncs the folders later.
 
     Raises:
         OSError: as the system says, with the file's name.
@@ -61,11 +97,11 @@ def write_files(files: Sequence[tuple[AnyPath, Sequence[memoryview]]]) -> None:
         else:
             local.append((path, parts))
     if local:
-        _write_local(local)
+        _write_local(local, sync_folders)
 
 
-def _write_local(files: Sequence[tuple[Path, Sequence[memoryview]]]) -> None:
-    """Durably write each (path, parts): all to temporary names, all fsynced, all renamed, then their folders synced.
+def _write_local(files: Sequence[tuple[Path, Sequence[memoryview]]], sync_folders: bool) -> None:
+    """Durably write each (path, parts): all to temporary names, all fsynced, all renamed, then perhaps their folders synced.
 
     Together rather than one by one: a journalling file system makes the fsyncs of a group with little more than one commit.
 
@@ -78,7 +114,7 @@ def _write_local(files: Sequence[tuple[Path, Sequence[memoryview]]]) -> None:
         for at, parts in files:
             opened.append(os.open(temporary(at), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644))
             for part in parts:
-                write_all(opened[-1], part)
+                _write_part(opened[-1], part)
         for fd in opened:
             os.fsync(fd)
         for at, _ in files:
@@ -91,8 +127,9 @@ def _write_local(files: Sequence[tuple[Path, Sequence[memoryview]]]) -> None:
     finally:
         for fd in opened:
             os.close(fd)
-    for folder in dict.fromkeys(path.parent for path, _ in files):
-        sync_folder(folder)
+    if sync_folders:
+        for folder in dict.fromkeys(path.parent for path, _ in files):
+            sync_folder(folder)
 
 
 def write_bytes(path: AnyPath, data: bytes) -> None:
@@ -132,9 +169,9 @@ def crc_bytes(crc: int) -> bytes:
     return crc.to_bytes(CRC_BYTES, "little")
 
 
-def crc_of(parts: Sequence[np.ndarray]) -> int:
-    """crc32c of contiguous arrays, one after the other."""
-    crc = 0
+def crc_of(parts: Sequence[np.ndarray], first: int = 0) -> int:
+    """crc32c of contiguous arrays, one after the other, going on from `first`."""
+    crc = first
     for part in parts:
         crc = google_crc32c.extend(crc, part.reshape(-1).view(np.uint8))  # pyright: ignore[reportArgumentType]
     return crc
@@ -143,6 +180,19 @@ def crc_of(parts: Sequence[np.ndarray]) -> int:
 def block_crcs(rows: np.ndarray, block: int) -> np.ndarray:
     """crc32c of each `block` rows of a contiguous array [n, d], the last perhaps fewer: uint32 [ceil(n/block)]."""
     return np.array([crc_of([rows[a : a + block]]) for a in range(0, len(rows), block)], "<u4")
+
+
+def block_and_whole_crcs(rows: np.ndarray, block: int) -> tuple[np.ndarray, int]:
+    """(crc32c of each `block` rows of a contiguous array [n, d], the last perhaps fewer: uint32 [ceil(n/block)]; crc32c of all).
+
+    Both of a block while it is in the processor's cache, and never long: Python's lock is held meanwhile.
+    """
+    crcs, crc = [], 0
+    for a in range(0, len(rows), block):
+        part = rows[a : a + block].reshape(-1).view(np.uint8)
+        crcs.append(google_crc32c.extend(0, part))  # pyright: ignore[reportArgumentType]
+        crc = google_crc32c.extend(crc, part)  # pyright: ignore[reportArgumentType]
+    return np.array(crcs, "<u4"), crc
 
 
 def file_crc(path: AnyPath) -> tuple[int, int]:

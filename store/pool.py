@@ -6,15 +6,18 @@ row is copied twice and the result depends on (seed, generation, rows) alone.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from .files import aligned
 from .layout import Array
 
 SLAB = 1024
+_local = threading.local()
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Buffers:
     def make(arrays: list[Array], pool_rows: int) -> Buffers:
         shapes = {a.path: (pool_rows,) if a.d is None else (pool_rows, a.d) for a in arrays}
         return Buffers(
-            {a.path: np.empty(shapes[a.path], a.numpy) for a in arrays},
+            {a.path: aligned(shapes[a.path], a.numpy) for a in arrays},
             {a.path: np.empty(pool_rows, np.float64) for a in arrays if a.d is not None},
         )
 
@@ -104,12 +107,15 @@ def column_sums(x: torch.Tensor) -> np.ndarray:
 def _float_slabs(x: torch.Tensor) -> Iterator[torch.Tensor]:
     """Rows [n, d] in float32, a few at a time: each valid until the next is asked for.
 
-    Converted into one small buffer that stays in the cache, which halves the time that fresh memory for each slab takes.
+    Converted into one small buffer, each thread's own, that stays in the cache: fresh memory, even once a call, costs more than the conversion.
     """
     if x.dtype is torch.float32:
         yield from x.split(SLAB) if len(x) else ()
         return
-    buffer = torch.empty(min(SLAB, len(x)), x.shape[1])
+    d = x.shape[1]
+    if getattr(_local, "slab", None) is None or _local.slab.numel() < SLAB * d:
+        _local.slab = torch.empty(SLAB * d)
+    buffer = _local.slab[: SLAB * d].view(SLAB, d)
     for a in range(0, len(x), SLAB):
         part = x[a : a + SLAB]
         yield buffer[: len(part)].copy_(part)

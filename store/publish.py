@@ -61,6 +61,7 @@ def publish_complete(
     kept = [lines[i] for i in range(chunks)]
     for array in plan.arrays:
         remove_beyond(plan.path / array.path, array, chunks)
+        sync_folder(plan.path / array.path)
     crc = manifest.publish(plan.path / MANIFEST, kept)
     metadata = {plan.path / array.path / METADATA: array.metadata(rows, plan.chunk_rows) for array in plan.arrays}
     for site, d in plan.sites.items():

@@ -31,6 +31,7 @@ from .spill import Kept, keep, restore
 THREADS = 4
 # A slow harvest keeps its pool in a file this often, so that a kill costs no more than these minutes.
 SPILL_SECONDS = 300.0
+PIECE = 2048
 _TAKEN = "The rows stored so far are kept: mend that and run again with --resume."
 
 
@@ -101,8 +102,26 @@ class Writer:
         if self.full:
             return 0
         n = self._check_shapes(activations, columns or {})
+        numbers = {name: _as_column(name, (columns or {})[name]) for name in self._plan.columns}
+        # What is on a GPU comes over whole; on the CPU rows are looked at and put into the pool while they are in the cache.
+        step = PIECE if all(x.device.type == "cpu" for x in activations.values()) else n
+        accepted = 0
+        for a in range(0, n, max(1, step)):
+            part = slice(a, min(n, a + step))
+            accepted += self._take({s: x[part] for s, x in activations.items()}, {c: v[part] for c, v in numbers.items()})
+        if self._generation is not None:
+            self._whole = Kept(self._generation.index, self._generation.fill, self.offered)
+            if time.monotonic() - self._safe_at > SPILL_SECONDS:
+                self._spill()
+        return accepted
+
+    def _take(self, activations: dict[str, torch.Tensor], columns: dict[str, np.ndarray]) -> int:
+        """Some rows of `add`; returns how many were accepted."""
+        if self.full:
+            return 0
         rows, norms = self._cast(activations)
-        rows |= {name: _as_column(name, (columns or {})[name]) for name in self._plan.columns}
+        rows |= columns
+        n = len(next(iter(rows.values())))
         finite = np.ones(n, bool)
         for values in norms.values():
             finite &= np.isfinite(values)
@@ -125,10 +144,6 @@ class Writer:
             if not generation.room:
                 self._drain(generation)
         self.offered = base + used
-        if self._generation is not None:
-            self._whole = Kept(self._generation.index, self._generation.fill, self.offered)
-            if time.monotonic() - self._safe_at > SPILL_SECONDS:
-                self._spill()
         return len(kept)
 
     def finish(self, extra_attributes: dict[str, Any] | None = None) -> Store:
