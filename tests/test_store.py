@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
+import shutil
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -14,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from splinterp import store
 from splinterp.errors import StoreError
+from splinterp.store import files
 from splinterp.store.layout import CHUNK_BYTES, check_name, default_chunk_rows, default_pool_chunks
 
 SITE = "blocks.5.hook_resid_post"
@@ -282,3 +288,43 @@ def test_force_through_a_link_replaces_what_it_points_to(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert write(tmp_path / "link", torch.ones(7, 2), force=True).rows == 7
     assert store.open(tmp_path / "real").rows == 7
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this system has no direct writes")
+@pytest.mark.parametrize("where", ["disk", "/dev/shm"])
+@pytest.mark.parametrize("size", [2**20, 2**20 + 4096 + 12, 9 * 2**20 + 1, 5000])
+@pytest.mark.parametrize("shift", [0, 64])
+def test_what_is_written_past_the_page_cache_is_what_was_given(tmp_path, where, size, shift):
+    folder = tmp_path
+    if where == "/dev/shm":
+        if not Path(where).is_dir():
+            pytest.skip("no tmpfs here")
+        folder = Path(tempfile.mkdtemp(dir=where))
+    data = files.aligned(size + shift, np.dtype("u1"))[shift:]
+    data[:] = np.random.default_rng(size).integers(0, 256, size)
+    try:
+        files.write_files([(folder / "a", [data.data, memoryview(b"tail")])])
+        assert (folder / "a").read_bytes() == data.tobytes() + b"tail"
+        assert [f.name for f in folder.iterdir()] == ["a"]
+    finally:
+        if folder != tmp_path:
+            shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this system has no direct writes")
+def test_a_file_system_that_refuses_direct_writes_half_way_gets_buffered_ones(tmp_path, monkeypatch):
+    data = files.aligned(20 * 2**20, np.dtype("u1"))
+    data[:] = np.arange(len(data)) % 251
+    real, direct = os.write, []
+
+    def write(fd, part):
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            direct.append(len(part))
+            if len(direct) == 2:
+                raise OSError(errno.EINVAL, "Invalid argument")
+        return real(fd, part)
+
+    monkeypatch.setattr(os, "write", write)
+    files.write_files([(tmp_path / "a", [data.data])])
+    assert direct == [files.DIRECT_BYTES] * 2
+    assert (tmp_path / "a").read_bytes() == data.tobytes()
