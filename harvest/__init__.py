@@ -1,9 +1,20 @@
 """Model and text to activations in a store."""
 
 from .config import HarvestConfig
+from .mixture import open_texts
 from .plan import Plan, plan
 from .run import harvest
 from .stdlib import stdlib_documents, stdlib_files
 from .text import TextSource, open_text
 
-__all__ = ["HarvestConfig", "Plan", "TextSource", "harvest", "open_text", "plan", "stdlib_documents", "stdlib_files"]
+__all__ = [
+    "HarvestConfig",
+    "Plan",
+    "TextSource",
+    "harvest",
+    "open_text",
+    "open_texts",
+    "plan",
+    "stdlib_documents",
+    "stdlib_files",
+]

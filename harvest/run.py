@@ -16,13 +16,14 @@ from .. import __version__, store
 from ..devices import suitable_threads
 from ..errors import Interrupted, TextError
 from ..store.places import AnyPath, copy_files
+from .arrange import arranged
 from .config import HarvestConfig
 from .forward import SiteReader
 from .model import load_bridge
-from .pack import TokenBatch, batches, pack
+from .pack import TokenBatch
 from .plan import COLUMNS, Plan, plan
 from .prefetch import prefetched
-from .tokens import encode_documents, encoder, load_tokenizer, special_tokens
+from .tokens import encode_documents, encoder, load_tokenizer, skipped_tokens, special_tokens
 
 BATCHES_AHEAD = 4
 
@@ -47,14 +48,17 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
     todo = planned or plan(config)
     tokenizer = load_tokenizer(todo.checkpoint.name, todo.checkpoint.path, **todo.checkpoint.options)
     bos, separator = special_tokens(todo.checkpoint.name, tokenizer, config.separator)
+    skip = skipped_tokens(todo.checkpoint.name, tokenizer, config.skip_tokens, config.skip_special, todo.facts.vocabulary)
     writer: store.Writer | None = None
     try:
-        tokens = token_batches(todo, tokenizer, bos, separator)
+        tokens = token_batches(todo, tokenizer, bos, separator, skip)
         with prefetched(tokens, BATCHES_AHEAD) as stream, suitable_threads(4 * todo.facts.d_model**2, todo.device):
             # The first batch goes through the model before the store is begun: most mistakes show there.
             first = next(stream, None)
             if first is None:
-                raise TextError(f"{todo.text.name} holds no text to harvest: all its documents are empty.")
+                raise TextError(
+                    f"{todo.text.name} holds no text to harvest: all its documents are empty, or made of skipped tokens."
+                )
             bridge = load_bridge(todo.checkpoint, todo.model_config, tokenizer, todo.blocks, todo.device, todo.model_dtype)
             reader = SiteReader(
                 bridge,
@@ -64,7 +68,7 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
                 batch_size=todo.batch_size,
             )
             rows = reader.read(first.ids, first.keep)
-            writer = _create(todo, bos, separator)
+            writer = _create(todo, bos, separator, skip)
             with writer:
                 _save_tokenizer(tokenizer, config.out)
                 _fill(writer, reader, chain([(first, rows)], ((batch, None) for batch in stream)), progress)
@@ -79,11 +83,15 @@ def _save_tokenizer(tokenizer: Any, out: AnyPath) -> None:
         copy_files(Path(folder), out / "tokenizer")
 
 
-def token_batches(todo: Plan, tokenizer: Any, bos: int, separator: int | None) -> Iterator[TokenBatch]:
-    """The packed token batches of the planned text, from its beginning; the same ones every time."""
-    texts = (text for _, text in todo.text.read())
-    documents = encode_documents(encoder(tokenizer), texts, todo.facts.vocabulary, todo.checkpoint.name)
-    return batches(pack(documents, todo.config.context, bos, separator), todo.batch_size, todo.config.keep_bos)
+def token_batches(todo: Plan, tokenizer: Any, bos: int, separator: int | None, skip: tuple[int, ...]) -> Iterator[TokenBatch]:
+    """The token batches of the planned text, from its beginning; the same ones every time."""
+    config = todo.config
+    texts = (document for _, document in todo.text.read())
+    return arranged(
+        encode_documents(encoder(tokenizer), texts, todo.facts.vocabulary, todo.checkpoint.name), config.packing,
+        context=config.context, bos=bos, separator=separator, batch_size=todo.batch_size, keep_bos=config.keep_bos, skip=skip,
+        tokens=todo.rows,
+    )  # fmt: skip
 
 
 def _fill(
@@ -133,7 +141,7 @@ def _fill(
             progress(writer.rows, figures)
 
 
-def _create(todo: Plan, bos: int, separator: int | None) -> store.Writer:
+def _create(todo: Plan, bos: int, separator: int | None, skip: tuple[int, ...]) -> store.Writer:
     config = todo.config
     return store.create(
         config.out,
@@ -153,15 +161,18 @@ def _create(todo: Plan, bos: int, separator: int | None) -> store.Writer:
             "layers": list(config.layers),
             "model_dtype": str(todo.model_dtype).removeprefix("torch."),
             "context": config.context,
-            "dataset": todo.text.name,
+            "dataset": list(todo.text.datasets) or todo.text.name,
             "split": config.split,
             "text_column": config.text_column,
+            "tokens_column": config.tokens_column,
             "dataset_fingerprint": todo.text.fingerprint,
             "prepend_bos": True,
             "bos_token_id": bos,
             "separator": config.separator,
             "separator_token_id": separator,
             "keep_bos": config.keep_bos,
+            "packing": config.packing,
+            "skipped_token_ids": list(skip),
         },
     )
 
