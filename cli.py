@@ -108,18 +108,25 @@ def harvest(
     ] = None,
     hook: Annotated[str, typer.Option(help="resid_post, resid_pre, resid_mid, mlp_out or attn_out.")] = "resid_post",
     dataset: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="stdlib, a .txt or .jsonl file, a directory, or a hub data set. \\[default: stdlib for tiny, "
-            "monology/pile-uncopyrighted for others]"
+            help="stdlib, a file (.txt, .jsonl, either with .gz or .zst, .parquet; .npy of token ids), a directory, or a hub data "
+            "set; may be repeated for a mixture, each with ::WEIGHT behind it (a/b.jsonl::0.3), in proportion of documents. "
+            "\\[default: stdlib for tiny, monology/pile-uncopyrighted for others]"
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "train",
-    text_column: Annotated[str, typer.Option(help="Column that holds the text (hub data sets, .jsonl).")] = "text",
+    text_column: Annotated[str, typer.Option(help="Column that holds the text (hub data sets, .jsonl, .parquet).")] = "text",
+    tokens_column: Annotated[
+        str | None, typer.Option(help="Column that holds lists of token ids, to be harvested in place of text.")
+    ] = None,
     tokens: Annotated[int, typer.Option(parser=quantity, help="Rows a site in the store: 20000, 10k, 1M, …")] = 1_000_000,
     context: Annotated[
         int, typer.Option(parser=quantity, help="Tokens in a packed row of the model's input, BOS included.")
     ] = 128,
+    packing: Annotated[
+        str, typer.Option(help="packed: documents end to end; document: one a row, what goes beyond --context left out.")
+    ] = "packed",
     batch_size: Annotated[str, typer.Option(help="Packed rows a forward pass: auto, or a number.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the store: bfloat16, float16 or float32.")] = "bfloat16",
     model_dtype: Annotated[
@@ -131,7 +138,11 @@ def harvest(
     ] = "acts.zarr",
     seed: Annotated[int, typer.Option(help="Of the order of the rows.")] = 0,
     keep_bos: Annotated[bool, typer.Option("--keep-bos", help="Keep the rows of BOS tokens.")] = False,
-    separator: Annotated[str, typer.Option(help="Between documents: bos, eos or none.")] = "bos",
+    skip_token: Annotated[
+        list[int] | None, typer.Option(help="Id of a token whose rows are left out of the store; may be repeated.")
+    ] = None,
+    skip_special: Annotated[bool, typer.Option("--skip-special", help="Leave out the rows of all special tokens.")] = False,
+    separator: Annotated[str, typer.Option(help="Between packed documents: bos, eos or none.")] = "bos",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that a hub model brings along.")
@@ -151,8 +162,8 @@ def harvest(
     from .store.places import place
 
     config = stage.HarvestConfig(
-        model=model, layers=tuple(layer or (TINY_LAYER if model == "tiny" else ())), hook=hook, dataset=dataset, split=split,
-        text_column=text_column, tokens=tokens, context=context, batch_size=_unless_auto(batch_size, parse_quantity, "--batch-size"), dtype=dtype,
+        model=model, layers=tuple(layer or (TINY_LAYER if model == "tiny" else ())), hook=hook, dataset=tuple(dataset or ()) or None, split=split,
+        text_column=text_column, tokens_column=tokens_column, packing=packing, skip_tokens=tuple(skip_token or ()), skip_special=skip_special, tokens=tokens, context=context, batch_size=_unless_auto(batch_size, parse_quantity, "--batch-size"), dtype=dtype,
         model_dtype=model_dtype, device=device, out=place(out), seed=seed, keep_bos=keep_bos, separator=separator, revision=revision,
         trust_remote_code=trust_remote_code, resume=resume, force=force, memory=parse_bytes(memory),
     )  # fmt: skip
@@ -426,13 +437,15 @@ def evaluate(
     }
     if model:
         from .evaluate import cross_entropies
-        from .harvest.evaluation import evaluation_batches
+        from .harvest.evaluation import AS_HARVESTED, evaluation_batches
 
         told = opened.attributes
         text = dataset or told.get("dataset")
         if not text:
             raise SplinterpError(f"{store} does not say what text it was harvested from; name one with --dataset.")
-        as_harvested = {key: told[key] for key in ("context", "split", "text_column", "separator", "keep_bos") if key in told}
+        as_harvested = {key: told[key] for key in AS_HARVESTED if key in told}
+        if dataset:  # a text of its own has no such column
+            as_harvested.pop("tokens_column", None)
         revision = told.get("revision") if model == told.get("model") else None
         bridge, batches = evaluation_batches(model, text, tokens, **as_harvested, revision=revision, device=device)
         figures |= cross_entropies(bridge, chosen.name, loaded, chosen.mean, batches)._asdict()

@@ -89,9 +89,7 @@ def _store(path: Path, console: Console) -> tuple[stores.Store, int]:
     if path.exists():
         found = stores.open(path, unfinished=True)
         told = found.attributes
-        if (told.get("model"), told.get("dataset")) != (config.model, config.dataset_name) or tuple(
-            found.sites
-        ) != config.sites:
+        if (told.get("model"), told.get("dataset")) != (config.model, *config.datasets) or tuple(found.sites) != config.sites:
             raise SplinterpError(f"{path} is not the store of a demo; give the demo another --out.")
         if found.status == "complete":
             console.print(f"The store of an earlier demo is used again: {path}, {found.rows:,} rows.", highlight=False)

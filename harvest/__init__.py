@@ -1,6 +1,7 @@
 """Model and text to activations in a store."""
 
 from .config import HarvestConfig
+from .mixture import open_texts
 from .plan import Plan, plan
 from .probe import Probe, probe
 from .run import harvest
@@ -14,6 +15,7 @@ __all__ = [
     "TextSource",
     "harvest",
     "open_text",
+    "open_texts",
     "plan",
     "probe",
     "stdlib_documents",

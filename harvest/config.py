@@ -11,6 +11,7 @@ EMBEDDED = "tiny"
 HOOKS = ("resid_post", "resid_pre", "resid_mid", "mlp_out", "attn_out")
 STORE_DTYPES = ("bfloat16", "float16", "float32")
 SEPARATORS = ("bos", "eos", "none")
+PACKINGS = ("packed", "document")
 # The Pile without its copyrighted parts: plain .jsonl.zst files, no loading script, and what SAE papers commonly use.
 HUB_DATASET = "monology/pile-uncopyrighted"
 
@@ -33,15 +34,21 @@ class HarvestConfig:
     """"tiny", a Hugging Face directory, or a TransformerLens or hub name."""
     hook: str = "resid_post"
     """Where in a block: resid_post, resid_pre, resid_mid, mlp_out or attn_out."""
-    dataset: str | None = None
-    """"stdlib", a text or .jsonl file, a directory, or a hub data set (`org/name` or `org/name:configuration`).
+    dataset: str | tuple[str, ...] | None = None
+    """"stdlib", a file (.txt, .jsonl, either with .gz or .zst, .parquet, .npy), a directory, or a hub data set (`org/name` or
+    `org/name:configuration`). A tuple is a mixture of several, each with a weight behind it (`name::0.3`; 1 where none is
+    given), interleaved by `seed` in proportion of documents.
     None: "stdlib" for the embedded model, a well-known hub data set for any other."""
     split: str = "train"
     """Split of a hub data set."""
     text_column: str = "text"
-    """Column of a hub data set or a .jsonl file that holds the text."""
+    """Column of a hub data set, a .jsonl or a .parquet file that holds the text."""
+    tokens_column: str | None = None
+    """Column that holds lists of token ids, to be harvested in place of text."""
     context: int = 128
     """Tokens in one packed row of the model's input, BOS included."""
+    packing: str = "packed"
+    """"packed": documents end to end; "document": one a row, what goes beyond the context left out."""
     batch_size: int | None = None
     """Packed rows a forward pass. None: chosen by context, width and device."""
     dtype: str = "bfloat16"
@@ -54,6 +61,10 @@ class HarvestConfig:
     """Seed of the order of rows in the store."""
     keep_bos: bool = False
     """Keep the rows of BOS and separator tokens, which are outliers of little use to an SAE."""
+    skip_tokens: tuple[int, ...] = ()
+    """Token ids whose rows are left out of the store; they go through the model like any other."""
+    skip_special: bool = False
+    """Leave out the rows of all of the tokenizer's special tokens as well."""
     separator: str = "bos"
     """What stands between two documents in a packed row: "bos", "eos" or "none"."""
     revision: str | None = None
@@ -79,9 +90,12 @@ class HarvestConfig:
             ("store dtype", self.dtype, STORE_DTYPES),
             ("model dtype", self.model_dtype, ("auto", *STORE_DTYPES)),
             ("separator", self.separator, SEPARATORS),
+            ("packing", self.packing, PACKINGS),
         ):
             if value not in choices:
                 raise ModelError(f"There is no {what} '{value}'; choose one of {', '.join(choices)}.")
+        if self.keep_bos and self.skip_special:
+            raise SplinterpError("BOS is a special token, so its rows cannot be both kept and skipped; drop one of the two.")
         if self.context < 2:
             raise TextError(f"A context of {self.context} has no room for text behind BOS; give at least 2.")
         for what, value in (("number of tokens", self.tokens), ("batch size", self.batch_size), ("memory", self.memory)):
@@ -91,9 +105,10 @@ class HarvestConfig:
             raise SplinterpError(f"The seed must not be negative, but it is {self.seed}.")
 
     @property
-    def dataset_name(self) -> str:
-        """The text to harvest, with the default filled in."""
-        return self.dataset or ("stdlib" if self.model == EMBEDDED else HUB_DATASET)
+    def datasets(self) -> tuple[str, ...]:
+        """The texts to harvest, with the default filled in."""
+        chosen = self.dataset or ("stdlib" if self.model == EMBEDDED else HUB_DATASET)
+        return chosen if isinstance(chosen, tuple) else (chosen,)
 
     @property
     def sites(self) -> tuple[str, ...]:

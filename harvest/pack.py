@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import NamedTuple
 
@@ -99,14 +99,29 @@ def pack(documents: Iterable[tuple[int, np.ndarray]], context: int, bos: int | N
         yield take_row()
 
 
-def batches(rows: Iterable[Row], batch_size: int, keep_special: bool) -> Iterator[TokenBatch]:
+def keep_mask(ids: np.ndarray, text: np.ndarray, keep_special: bool, skip: Sequence[int] = ()) -> np.ndarray:
+    """Which tokens' activations go into the store: those of the text, and packing's own on request, but for the ids in `skip`."""
+    kept = np.ones_like(text) if keep_special else text
+    return kept & ~np.isin(ids, skip) if len(skip) else kept
+
+
+def batches(rows: Iterable[Row], batch_size: int, keep_special: bool, skip: Sequence[int] = ()) -> Iterator[TokenBatch]:
     """Stack consecutive rows of one length, at most `batch_size` of them, into batches."""
-    for _, same_length in groupby(enumerate(rows), key=lambda numbered: len(numbered[1].ids)):
+    return stacked(enumerate(rows), batch_size, keep_special, skip)
+
+
+def stacked(
+    rows: Iterable[tuple[int, Row]], batch_size: int, keep_special: bool, skip: Sequence[int] = ()
+) -> Iterator[TokenBatch]:
+    """`batches` of rows that bring their numbers with them. A batch of which nothing is kept is left out."""
+    for _, same_length in groupby(rows, key=lambda numbered: len(numbered[1].ids)):
         while group := list(islice(same_length, batch_size)):
-            text = np.stack([row.text for _, row in group])
-            yield TokenBatch(
-                ids=np.stack([row.ids for _, row in group]),
+            ids, text = np.stack([row.ids for _, row in group]), np.stack([row.text for _, row in group])
+            batch = TokenBatch(
+                ids=ids,
                 sequence=np.array([number for number, _ in group], np.uint32),
                 document=np.stack([row.document for _, row in group]),
-                keep=np.ones_like(text) if keep_special else text,
+                keep=keep_mask(ids, text, keep_special, skip),
             )
+            if batch.kept:
+                yield batch

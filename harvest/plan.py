@@ -13,9 +13,10 @@ from ..store.check import reachable
 from ..store.plan import make_plan
 from .config import HarvestConfig
 from .forward import auto_batch_size
+from .mixture import open_texts
 from .model import Checkpoint, ModelFacts, check_request, choose_dtype, find_checkpoint, load_config, model_facts
 from .ranks import Ranks
-from .text import TextSource, open_text
+from .text import TextSource
 
 COLUMNS = ("token_id", "position", "document", "sequence")
 
@@ -70,7 +71,13 @@ def plan(config: HarvestConfig, ranks: Ranks | None = None) -> Plan:
     model_config = load_config(checkpoint)
     facts = model_facts(model_config)
     check_request(checkpoint.name, facts, config.layers, config.context)
-    text = open_text(config.dataset_name, split=config.split, text_column=config.text_column)
+    text = open_texts(
+        config.datasets,
+        split=config.split,
+        text_column=config.text_column,
+        tokens_column=config.tokens_column,
+        seed=config.seed,
+    )
     device = choose_device(ranks.device(config.device, torch.cuda.device_count()))
     dtype = choose_dtype(config.model_dtype, facts, device)
     sites = dict.fromkeys(config.sites, facts.d_model)

@@ -15,7 +15,7 @@ from .forward import SiteReader
 from .model import load_bridge
 from .plan import Plan
 from .run import token_batches
-from .tokens import load_tokenizer, special_tokens
+from .tokens import load_tokenizer, skipped_tokens, special_tokens
 
 SECONDS = 5.0
 MOST_BATCHES = 64
@@ -43,6 +43,9 @@ def probe(todo: Plan) -> Probe:
     """
     tokenizer = load_tokenizer(todo.checkpoint.name, todo.checkpoint.path, **todo.checkpoint.options)
     bos, separator = special_tokens(todo.checkpoint.name, tokenizer, todo.config.separator)
+    skip = skipped_tokens(
+        todo.checkpoint.name, tokenizer, todo.config.skip_tokens, todo.config.skip_special, todo.facts.vocabulary
+    )
     bridge = load_bridge(todo.checkpoint, todo.model_config, tokenizer, todo.blocks, todo.device, todo.model_dtype)
     reader = SiteReader(
         bridge,
@@ -53,7 +56,7 @@ def probe(todo: Plan) -> Probe:
     )
     rates: list[tuple[int, float]] = []
     with suitable_threads(4 * todo.facts.d_model**2, todo.device):
-        for batch in token_batches(todo, tokenizer, bos, separator):
+        for batch in token_batches(todo, tokenizer, bos, separator, skip):
             begun = time.perf_counter()
             reader.read(batch.ids, batch.keep)
             rates.append((batch.kept, time.perf_counter() - begun))

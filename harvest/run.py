@@ -16,14 +16,15 @@ from .. import __version__, store
 from ..devices import suitable_threads
 from ..errors import Interrupted, TextError
 from ..store.places import AnyPath, copy_files
+from .arrange import arranged
 from .config import HarvestConfig
 from .forward import SiteReader
 from .model import load_bridge
-from .pack import TokenBatch, batches, pack
+from .pack import TokenBatch
 from .plan import COLUMNS, Plan, plan
 from .prefetch import prefetched
 from .ranks import Share
-from .tokens import encode_documents, encoder, load_tokenizer, special_tokens
+from .tokens import encode_documents, encoder, load_tokenizer, skipped_tokens, special_tokens
 
 BATCHES_AHEAD = 4
 
@@ -48,9 +49,10 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
     todo = planned or plan(config)
     tokenizer = load_tokenizer(todo.checkpoint.name, todo.checkpoint.path, **todo.checkpoint.options)
     bos, separator = special_tokens(todo.checkpoint.name, tokenizer, config.separator)
+    skip = skipped_tokens(todo.checkpoint.name, tokenizer, config.skip_tokens, config.skip_special, todo.facts.vocabulary)
     writer: store.Writer | None = None
     try:
-        tokens = token_batches(todo, tokenizer, bos, separator)
+        tokens = token_batches(todo, tokenizer, bos, separator, skip)
         share = Share(todo.ranks, tokens, todo.rows)
         with (
             prefetched(iter(share) if todo.ranks.several else tokens, BATCHES_AHEAD) as stream,
@@ -61,7 +63,9 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
             if first is None and share.seen:
                 raise TextError(f"{todo.text.name} is too short for {todo.ranks.world} ranks; start fewer.")
             if first is None:
-                raise TextError(f"{todo.text.name} holds no text to harvest: all its documents are empty.")
+                raise TextError(
+                    f"{todo.text.name} holds no text to harvest: all its documents are empty, or made of skipped tokens."
+                )
             bridge = load_bridge(todo.checkpoint, todo.model_config, tokenizer, todo.blocks, todo.device, todo.model_dtype)
             reader = SiteReader(
                 bridge,
@@ -71,7 +75,7 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
                 batch_size=todo.batch_size,
             )
             rows = reader.read(first.ids, first.keep)
-            writer = _create(todo, bos, separator)
+            writer = _create(todo, bos, separator, skip)
             if writer is None:
                 return _joined(todo)
             with writer:
@@ -91,11 +95,15 @@ def _save_tokenizer(tokenizer: Any, out: AnyPath) -> None:
         copy_files(Path(folder), out / "tokenizer")
 
 
-def token_batches(todo: Plan, tokenizer: Any, bos: int, separator: int | None) -> Iterator[TokenBatch]:
-    """The packed token batches of the planned text, from its beginning; the same ones every time."""
-    texts = (text for _, text in todo.text.read())
-    documents = encode_documents(encoder(tokenizer), texts, todo.facts.vocabulary, todo.checkpoint.name)
-    return batches(pack(documents, todo.config.context, bos, separator), todo.batch_size, todo.config.keep_bos)
+def token_batches(todo: Plan, tokenizer: Any, bos: int, separator: int | None, skip: tuple[int, ...]) -> Iterator[TokenBatch]:
+    """The token batches of the planned text, from its beginning; the same ones every time."""
+    config = todo.config
+    texts = (document for _, document in todo.text.read())
+    return arranged(
+        encode_documents(encoder(tokenizer), texts, todo.facts.vocabulary, todo.checkpoint.name), config.packing,
+        context=config.context, bos=bos, separator=separator, batch_size=todo.batch_size, keep_bos=config.keep_bos, skip=skip,
+        tokens=todo.rows,
+    )  # fmt: skip
 
 
 def _fill(
@@ -150,7 +158,7 @@ def _joined(todo: Plan) -> store.Store | None:
     return store.join(todo.config.out)
 
 
-def _create(todo: Plan, bos: int, separator: int | None) -> store.Writer | None:
+def _create(todo: Plan, bos: int, separator: int | None, skip: tuple[int, ...]) -> store.Writer | None:
     """The writer of the store, or of this rank's part; None when this rank has ended before a resume."""
     config, ranks = todo.config, todo.ranks
     told: dict[str, Any] = {
@@ -168,9 +176,10 @@ def _create(todo: Plan, bos: int, separator: int | None) -> store.Writer | None:
             "layers": list(config.layers),
             "model_dtype": str(todo.model_dtype).removeprefix("torch."),
             "context": config.context,
-            "dataset": todo.text.name,
+            "dataset": list(todo.text.datasets) or todo.text.name,
             "split": config.split,
             "text_column": config.text_column,
+            "tokens_column": config.tokens_column,
             "dataset_fingerprint": todo.text.fingerprint,
             "prepend_bos": True,
             "bos_token_id": bos,
@@ -178,6 +187,8 @@ def _create(todo: Plan, bos: int, separator: int | None) -> store.Writer | None:
             "separator_token_id": separator,
             "keep_bos": config.keep_bos,
             "tokens": todo.rows,
+            "packing": config.packing,
+            "skipped_token_ids": list(skip),
         },
     }
     if ranks.several:

@@ -1,14 +1,15 @@
-"""From texts to token ids: the model's tokenizer, checked, and run over batches of documents."""
+"""From documents to token ids: the model's tokenizer, checked, and run over batches of texts."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..errors import ModelError
+from ..errors import ModelError, TextError
+from .column import Document, Ids
 from .hub import hub_sentences
 
 DOCUMENTS_A_BATCH = 512
@@ -60,6 +61,20 @@ def special_tokens(name: str, tokenizer: Any, separator: str) -> tuple[int, int 
     return first, {"bos": first, "eos": eos, "none": None}[separator]
 
 
+def skipped_tokens(
+    name: str, tokenizer: Any, skip_tokens: Sequence[int], skip_special: bool, vocabulary: int
+) -> tuple[int, ...]:
+    """The ids whose rows are left out of the store, sorted: `skip_tokens`, and the tokenizer's special tokens on request.
+
+    Raises:
+        ModelError: an id that the model lacks.
+    """
+    for token in skip_tokens:
+        if not 0 <= token < vocabulary:
+            raise ModelError(f"{name} has the tokens 0..{vocabulary - 1}; asked to skip {token}.")
+    return tuple(sorted({*skip_tokens, *(tokenizer.all_special_ids if skip_special else ())}))
+
+
 def encoder(tokenizer: Any) -> Encode:
     """A function from texts to their ids [n] int64 each, without special tokens added, truncation or padding."""
     if not tokenizer.is_fast:
@@ -71,35 +86,62 @@ def encoder(tokenizer: Any) -> Encode:
     return lambda texts: [np.array(e.ids, np.int64) for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def encode_documents(encode: Encode, texts: Iterable[str], vocabulary: int, name: str) -> Iterator[tuple[int, np.ndarray]]:
+def encode_documents(
+    encode: Encode, documents: Iterable[Document], vocabulary: int, name: str
+) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (index of the document, ids [n] int64), some hundred documents at a time; a very long one in several pieces.
 
+    A document that comes as ids is checked and passed on as it is.
+
     Raises:
-        ModelError: an id that the model's vocabulary lacks.
+        ModelError: the tokenizer gives an id that the model's vocabulary lacks.
+        TextError: a document comes with such an id.
     """
-    for batch in _text_batches(texts):
-        for (index, _), ids in zip(batch, encode([text for _, text in batch]), strict=True):
-            if len(ids) and int(ids.max()) >= vocabulary:
-                raise ModelError(
-                    f"The tokenizer of {name} gives the token {int(ids.max())}, but the model knows only {vocabulary} tokens: "
-                    "they do not belong together; put the model's own tokenizer beside it."
-                )
+    for batch in _batches(documents):
+        texts = [piece for _, piece in batch if isinstance(piece, str)]
+        encoded = iter(encode(texts) if texts else [])
+        for index, piece in batch:
+            if isinstance(piece, str):
+                ids = next(encoded)
+                if len(ids) and int(ids.max()) >= vocabulary:
+                    raise ModelError(
+                        f"The tokenizer of {name} gives the token {int(ids.max())}, but the model knows only {vocabulary} tokens: "
+                        "they do not belong together; put the model's own tokenizer beside it."
+                    )
+            else:
+                ids = _checked(piece, vocabulary, name)
             yield index, ids
 
 
-def _text_batches(texts: Iterable[str]) -> Iterator[list[tuple[int, str]]]:
-    """(document index, piece of text), in batches."""
-    batch: list[tuple[int, str]] = []
-    characters = 0
-    for index, text in enumerate(texts):
-        for piece in split_text(text):
+def _checked(document: Ids, vocabulary: int, name: str) -> np.ndarray:
+    ids = document.ids
+    for extreme in (int(ids.min()), int(ids.max())) if len(ids) else ():
+        if not 0 <= extreme < vocabulary:
+            raise TextError(
+                f"There is a token {extreme} in {document.where}, but {name} knows the tokens 0..{vocabulary - 1}: "
+                "it was tokenised for another model; give that model or the text itself."
+            )
+    return ids.astype(np.int64)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[int, Document]]]:
+    """(document index, piece of it), in batches."""
+    batch: list[tuple[int, Document]] = []
+    size = 0
+    for index, document in enumerate(documents):
+        for piece in split_text(document) if isinstance(document, str) else _split_ids(document):
             batch.append((index, piece))
-            characters += len(piece)
-            if len(batch) == DOCUMENTS_A_BATCH or characters >= CHARACTERS_A_BATCH:
+            size += len(piece) if isinstance(piece, str) else len(piece.ids)
+            if len(batch) == DOCUMENTS_A_BATCH or size >= CHARACTERS_A_BATCH:
                 yield batch
-                batch, characters = [], 0
+                batch, size = [], 0
     if batch:
         yield batch
+
+
+def _split_ids(document: Ids) -> Iterator[Ids]:
+    for start in range(0, max(1, len(document.ids)), LONGEST_PIECE):
+        yield Ids(document.ids[start : start + LONGEST_PIECE], document.where)
 
 
 def split_text(text: str, longest: int = LONGEST_PIECE) -> Iterator[str]:

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 def print_plan(console: Console, plan: Plan) -> None:
     """What a harvest will do: rows, bytes, sites, where it goes."""
+    rows = f"packed into rows of {plan.config.context} tokens"
+    if plan.config.packing == "document":
+        rows = f"one document a row, cut off at {plan.config.context} tokens"
     console.print(
         f"Harvest {plan.checkpoint.name} ({plan.facts.architecture}, {str(plan.model_dtype).removeprefix('torch.')} on {plan.device}) "
         f"at {', '.join(plan.sites)} (width {plan.facts.d_model})\n"
-        f"  text {plan.text.name}, packed into rows of {plan.config.context} tokens, {plan.batch_size} rows a forward pass\n"
+        f"  text {plan.text.name}, {rows}, {plan.batch_size} rows a forward pass\n"
         f"  {plan.rows:,} rows a site in {plan.config.dtype}, at most {format_bytes(plan.bytes)} in chunks of "
         f"{plan.chunk_rows:,} rows -> {plan.config.out}",
         markup=False, highlight=False, soft_wrap=True,

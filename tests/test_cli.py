@@ -72,6 +72,20 @@ def test_harvest_and_train_leave_their_files(work):
         assert (work / "run" / name).is_file(), name
 
 
+def test_harvest_takes_every_setting_of_its_text(cli, gpt2_dir, jsonl, tmp_path):
+    (tmp_path / "other.jsonl").write_text('{"ids": [9, 8, 7, 1]}\n' * 30)
+    arguments = ["harvest", "--model", gpt2_dir, "--layer", 0, "--tokens", 50, "--context", 16, "--out", tmp_path / "s.zarr"]
+    mixture = ["--dataset", f"{tmp_path / 'other.jsonl'}::0.3", "--dataset", f"{tmp_path / 'other.jsonl'}::0.7"]
+    settings = ["--tokens-column", "ids", "--packing", "document", "--skip-token", 8, "--skip-special"]
+    code, out, err = cli(*arguments, *mixture, *settings)
+    assert code == 0, err
+    assert "one document a row, cut off at 16 tokens" in out
+    told = json.loads((tmp_path / "s.zarr" / "zarr.json").read_text())["attributes"]["splinterp"]
+    assert told["dataset"] == [f"{tmp_path / 'other.jsonl'}::{weight}" for weight in (0.3, 0.7)]
+    assert (told["tokens_column"], told["packing"], told["skipped_token_ids"]) == ("ids", "document", [0, 1, 8])
+    assert "no file or directory nowhere.jsonl" in sentence(cli(*arguments, "--force", "--dataset", "nowhere.jsonl::2"))
+
+
 def test_info_json_has_the_keys_of_the_contract(cli, work):
     code, out, _ = cli("info", work / "acts.zarr", "--json")
     facts = json.loads(out)

@@ -154,7 +154,7 @@ def test_the_embedded_model_and_the_standard_library_are_the_defaults(tmp_path):
     done = harvest(config, planned=planned)
     assert done.rows == 500
     assert done.attributes["model"] == "tiny"
-    assert HarvestConfig(layers=(1,), tokens=1, out=tmp_path, model="gpt2").dataset_name == "monology/pile-uncopyrighted"
+    assert HarvestConfig(layers=(1,), tokens=1, out=tmp_path, model="gpt2").datasets == ("monology/pile-uncopyrighted",)
 
 
 MISTAKES = [

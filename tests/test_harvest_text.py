@@ -67,7 +67,20 @@ def test_the_fingerprint_changes_with_a_name_a_size_or_a_byte(tmp_path):
     assert len(seen) == 4
 
 
-@pytest.mark.parametrize("name", ["no/such/file.txt", "missing.jsonl", "missing.TXT", "/no/such/directory", "../x", "a b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no/such/file.txt",
+        "missing.jsonl",
+        "a.jsonl.ZST",
+        "a.parquet",
+        "a.npy",
+        "missing.TXT",
+        "/no/such/directory",
+        "../x",
+        "a b",
+    ],
+)
 def test_a_missing_file_is_not_looked_for_on_the_hub(name):
     with pytest.raises(TextError, match="There is no file or directory"):
         open_text(name)
