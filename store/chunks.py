@@ -8,10 +8,10 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 
 from ..errors import StoreError
-from .files import block_crcs
 from .layout import BLOCK, Array
 from .manifest import Line, decode_blocks
 
@@ -29,7 +29,7 @@ class ChunkFiles:
         self._root, self._array, self._chunk_rows, self._lines = root, array, chunk_rows, lines
         self._site = array.path.rsplit("/", 1)[0]
         self._open: OrderedDict[int, int] = OrderedDict()
-        self._crcs: dict[int, np.ndarray] = {}
+        self._crcs: dict[int, list[int]] = {}
         self._block = memoryview(bytearray(BLOCK * array.row_bytes))
         self._in_block: tuple[int, int] | None = None
 
@@ -99,15 +99,14 @@ class ChunkFiles:
         """Blocks k, k+1, ... of a chunk, one after the other in `rows`, against their checksums."""
         crcs = self._crcs.get(chunk)
         if crcs is None:
-            crcs = self._crcs[chunk] = decode_blocks(self._lines[chunk].blocks[self._site])
-        found = block_crcs(np.frombuffer(rows, np.uint8), BLOCK * self._array.row_bytes)
-        wrong = np.flatnonzero(found != crcs[k : k + len(found)])
-        if len(wrong):
-            first = (k + int(wrong[0])) * BLOCK
-            raise StoreError(
-                f"{self._path(chunk)} is damaged: its rows from {first} on do not match their checksum; "
-                "see what `splinterp verify --full` says, then restore the file or harvest again."
-            )
+            crcs = self._crcs[chunk] = decode_blocks(self._lines[chunk].blocks[self._site]).tolist()
+        size, data = BLOCK * self._array.row_bytes, np.frombuffer(rows, np.uint8)
+        for i, at in enumerate(range(0, len(data), size), k):
+            if google_crc32c.extend(0, data[at : at + size]) != crcs[i]:  # pyright: ignore[reportArgumentType]
+                raise StoreError(
+                    f"{self._path(chunk)} is damaged: its rows from {i * BLOCK} on do not match their checksum; "
+                    "see what `splinterp verify --full` says, then restore the file or harvest again."
+                )
 
     def _path(self, chunk: int) -> Path:
         return self._array.chunk_path(self._root, chunk)
@@ -121,6 +120,9 @@ class ChunkFiles:
             a += n
 
     def _fd(self, chunk: int) -> int:
+        fd = self._open.get(chunk)
+        if fd is not None and len(self._open) < OPEN_FILES:
+            return fd  # nothing is about to be closed, so the order of use need not be kept
         fd = self._open.pop(chunk, None)
         if fd is None:
             try:

@@ -177,11 +177,6 @@ def crc_of(parts: Sequence[np.ndarray], first: int = 0) -> int:
     return crc
 
 
-def block_crcs(rows: np.ndarray, block: int) -> np.ndarray:
-    """crc32c of each `block` rows of a contiguous array [n, d], the last perhaps fewer: uint32 [ceil(n/block)]."""
-    return np.array([crc_of([rows[a : a + block]]) for a in range(0, len(rows), block)], "<u4")
-
-
 def block_and_whole_crcs(rows: np.ndarray, block: int) -> tuple[np.ndarray, int]:
     """(crc32c of each `block` rows of a contiguous array [n, d], the last perhaps fewer: uint32 [ceil(n/block)]; crc32c of all).
 
