@@ -58,7 +58,9 @@ def probe(todo: Plan) -> Probe:
     with suitable_threads(4 * todo.facts.d_model**2, todo.device):
         for batch in token_batches(todo, tokenizer, bos, separator, skip):
             begun = time.perf_counter()
-            reader.read(batch.ids, batch.keep)
+            # To the host, because a GPU only takes orders until then.
+            for rows in reader.read(batch.ids, batch.keep).values():
+                rows.cpu()
             rates.append((batch.kept, time.perf_counter() - begun))
             if len(rates) >= MOST_BATCHES or (len(rates) > 1 and sum(seconds for _, seconds in rates[1:]) > SECONDS):
                 break

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..errors import Interrupted, TextError
 from ..store.places import AnyPath, copy_files
 from .arrange import arranged
 from .config import HarvestConfig
+from .fill import Progress, fill
 from .forward import SiteReader
 from .model import load_bridge
 from .pack import TokenBatch
@@ -27,8 +27,6 @@ from .ranks import Share
 from .tokens import encode_documents, encoder, load_tokenizer, skipped_tokens, special_tokens
 
 BATCHES_AHEAD = 4
-
-Progress = Callable[[int, dict[str, object]], None]
 
 
 def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned: Plan | None = None) -> store.Store | None:
@@ -81,7 +79,7 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
             with writer:
                 if todo.ranks.rank == 0:
                     _save_tokenizer(tokenizer, config.out)
-                _fill(writer, reader, chain([(first, rows)], ((batch, None) for batch in stream)), progress)
+                fill(writer, reader, chain([(first, rows)], ((batch, None) for batch in stream)), progress)
                 short = share.seen < todo.rows if todo.ranks.several else not writer.full
                 finished = writer.finish({"short": short, "versions": _versions()})
                 return _joined(todo) if todo.ranks.several else finished
@@ -104,53 +102,6 @@ def token_batches(todo: Plan, tokenizer: Any, bos: int, separator: int | None, s
         context=config.context, bos=bos, separator=separator, batch_size=todo.batch_size, keep_bos=config.keep_bos, skip=skip,
         tokens=todo.rows,
     )  # fmt: skip
-
-
-def _fill(
-    writer: store.Writer,
-    reader: SiteReader,
-    stream: Iterator[tuple[TokenBatch, dict[str, torch.Tensor] | None]],
-    progress: Progress | None,
-) -> None:
-    """Forward what is not stored yet, until the writer is full or the text at its end."""
-    # Whole batches are skipped without a forward pass. One that is stored in part runs as it ran the first time, because
-    # another batch shape could round otherwise.
-    skip = writer.resume_offered
-    begun, seconds = time.perf_counter(), {"forward": 0.0, "text": 0.0, "disk": 0.0}
-    rows_before = writer.rows
-
-    def timed(what: str, call: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        try:
-            return call()
-        finally:
-            seconds[what] += time.perf_counter() - start
-
-    while not writer.full:
-        entry = timed("text", lambda: next(stream, None))
-        if entry is None:
-            return
-        batch, rows = entry
-        if skip >= batch.kept:
-            skip -= batch.kept
-            continue
-        forwarded_before = rows is not None
-        rows = rows or timed("forward", lambda b=batch: reader.read(b.ids, b.keep))
-        acts = {site: x[skip:] for site, x in rows.items()}
-        columns = {name: values[skip:] for name, values in batch.columns().items()}
-        skip = 0
-        timed("disk", lambda a=acts, c=columns: writer.add(a, c))
-        if forwarded_before:  # its forward pass is in no time that is told here
-            rows_before = writer.rows
-        if progress is not None:
-            elapsed = time.perf_counter() - begun
-            figures: dict[str, object] = {
-                "tokens_per_s": (writer.rows - rows_before) / elapsed,
-                "bytes_written": writer.bytes_written,
-                "dropped": writer.dropped,
-                **{f"{what}_share": spent / elapsed for what, spent in seconds.items()},
-            }
-            progress(writer.rows, figures)
 
 
 def _joined(todo: Plan) -> store.Store | None:
