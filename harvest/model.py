@@ -18,6 +18,7 @@ from ..errors import ModelError
 from .config import EMBEDDED
 from .hub import hub_commit, hub_sentences
 
+_UNFUSED_GELU = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -150,6 +151,7 @@ def load_bridge(
 
         config = copy.deepcopy(config)
         config.num_hidden_layers = blocks
+        _fuse_gelu(config)
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:blocks]
         try:
@@ -185,6 +187,16 @@ def load_bridge(
         except ValueError as error:
             raise ModelError(f"TransformerLens cannot run {checkpoint.name}: {_first_line(error)}") from error
     return bridge
+
+
+def _fuse_gelu(config: Any) -> None:
+    """The tanh GELU as torch's one kernel: transformers' spelling of it in eight steps takes a fifth of GPT-2's time on a CPU.
+
+    The same formula, rounded once instead of eight times.
+    """
+    for name in ("activation_function", "hidden_act", "hidden_activation"):
+        if getattr(config, name, None) in _UNFUSED_GELU:
+            setattr(config, name, "gelu_pytorch_tanh")
 
 
 def _settled(tokenizer: Any) -> Any:

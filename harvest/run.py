@@ -16,6 +16,7 @@ from ..devices import suitable_threads
 from ..errors import Interrupted, TextError
 from ..store.places import AnyPath, copy_files
 from .arrange import arranged
+from .compiled import compile_blocks, compile_sentences
 from .config import HarvestConfig
 from .fill import Progress, fill
 from .forward import SiteReader
@@ -29,7 +30,13 @@ from .tokens import encode_documents, encoder, load_tokenizer, skipped_tokens, s
 BATCHES_AHEAD = 4
 
 
-def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned: Plan | None = None) -> store.Store | None:
+def harvest(
+    config: HarvestConfig,
+    progress: Progress | None = None,
+    *,
+    planned: Plan | None = None,
+    reader: SiteReader | None = None,
+) -> store.Store | None:
     """Harvest `config.tokens` rows a site into a store at `config.out`, and open it; None for a rank that is not the last to end.
 
     The rows are the model's own: neither folded nor centred. A text that is too short gives all it has, once; the store's
@@ -39,6 +46,7 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
         progress: called after every batch with the rows stored so far (by this rank) and figures: tokens_per_s, bytes_written, dropped,
             and the shares of the time spent in the forward pass, waiting for text and waiting for the disk.
         planned: `plan(config)`, if it was made already.
+        reader: `load_reader` of a plan with the same model and sites, to harvest again without loading it again.
 
     Raises:
         ModelError, TextError, StoreError: as `plan`; or the text is empty, or the disk is full.
@@ -64,15 +72,9 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
                 raise TextError(
                     f"{todo.text.name} holds no text to harvest: all its documents are empty, or made of skipped tokens."
                 )
-            bridge = load_bridge(todo.checkpoint, todo.model_config, tokenizer, todo.blocks, todo.device, todo.model_dtype)
-            reader = SiteReader(
-                bridge,
-                list(todo.sites),
-                name=todo.checkpoint.name,
-                dtype=getattr(torch, config.dtype),
-                batch_size=todo.batch_size,
-            )
-            rows = reader.read(first.ids, first.keep)
+            reader = reader or load_reader(todo, tokenizer)
+            with compile_sentences(todo.checkpoint.name):
+                rows = reader.read(first.ids, first.keep)
             writer = _create(todo, bos, separator, skip)
             if writer is None:
                 return _joined(todo)
@@ -85,6 +87,20 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
                 return _joined(todo) if todo.ranks.several else finished
     except KeyboardInterrupt:
         raise _interrupted(todo, writer) from None
+
+
+def load_reader(todo: Plan, tokenizer: Any) -> SiteReader:
+    """The planned model with hooks on the planned sites.
+
+    Raises:
+        ModelError: it cannot be loaded, or lacks a site.
+    """
+    bridge = load_bridge(todo.checkpoint, todo.model_config, tokenizer, todo.blocks, todo.device, todo.model_dtype)
+    dtype = getattr(torch, todo.config.dtype)
+    reader = SiteReader(bridge, list(todo.sites), name=todo.checkpoint.name, dtype=dtype, batch_size=todo.batch_size)
+    if todo.config.compile:
+        compile_blocks(bridge)
+    return reader
 
 
 def _save_tokenizer(tokenizer: Any, out: AnyPath) -> None:
@@ -126,6 +142,7 @@ def _create(todo: Plan, bos: int, separator: int | None, skip: tuple[int, ...]) 
             "hook": config.hook,
             "layers": list(config.layers),
             "model_dtype": str(todo.model_dtype).removeprefix("torch."),
+            "compiled": config.compile,
             "context": config.context,
             "dataset": list(todo.text.datasets) or todo.text.name,
             "split": config.split,

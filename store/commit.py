@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
+from ..devices import work_alone
 from .files import block_and_whole_crcs, crc_bytes, crc_of, write_files
 from .layout import BLOCK, Array
 from .manifest import Line, Log, encode
@@ -39,7 +40,7 @@ def commit_chunk(
     """
     parts = {a.path: _padded(a, rows[a.path], plan.chunk_rows) for a in plan.arrays}
     # The rows are on their way to the disk while their checksums and sums are taken.
-    with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(1, initializer=work_alone) as beside:
         line = beside.submit(_line, plan, chunk, parts, norms, at)
         before = log.lines.get(chunk)
         if before is not None:
