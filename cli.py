@@ -39,14 +39,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Exit codes: 0 done; 1 a problem, told in a sentence; 2 usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
-    # Cluster schedulers stop a job by SIGTERM: it ends as by Ctrl-C, with everything kept that can be.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        # Cluster schedulers stop a job by SIGTERM: it ends as by Ctrl-C, with everything kept that can be.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         app(args=["--debug"] * debug + [a for a in arguments if a != "--debug"], prog_name="splinterp")
     except SystemExit as end:
         if end.code != 130:  # Typer's code for a Ctrl-C that no command turned into a sentence of its own
             raise
         err_console.print("Interrupted.", style="yellow")
+        sys.exit(1)
+    except KeyboardInterrupt:  # before a command had begun
         sys.exit(1)
     except SplinterpError as error:
         if debug:
@@ -183,7 +185,7 @@ def harvest(
     from . import harvest as stage
     from .progress import Bar
     from .quantities import parse_bytes
-    from .report.tables import harvest_figures, print_plan, print_probe
+    from .report.tables import harvest_figures, harvest_speed, print_plan, print_probe
     from .store.places import place
 
     config = stage.HarvestConfig(
@@ -200,10 +202,18 @@ def harvest(
     if dry_run:
         print_probe(out_console, planned, stage.probe(planned))
         return
+    spent: dict[str, object] = {}
     with Bar("harvest" if not ranks.several else f"harvest, rank {ranks.rank} of {ranks.world}", tokens // ranks.world) as bar:
-        store = stage.harvest(config, lambda done, figures: bar.update(done, harvest_figures(figures)), planned=planned)
+
+        def progress(done: int, figures: dict[str, object]) -> None:
+            spent.update(figures)
+            bar.update(done, harvest_figures(figures))
+
+        store = stage.harvest(config, progress, planned=planned)
     if store is not None:
         _say_store(store, asked=tokens)
+    if spent and ranks.rank == 0:
+        out_console.print(f"  {harvest_speed(spent)}", highlight=False, soft_wrap=True)
 
 
 @app.command("import")

@@ -56,8 +56,16 @@ def print_probe(console: Console, plan: Plan, found: Probe) -> None:
 
 def harvest_figures(figures: dict[str, Any]) -> str:
     """What stands beside a harvest's progress bar: what was written, and where the time goes."""
-    shares = {name.removesuffix("_share"): value for name, value in figures.items() if name.endswith("_share")}
-    return f"{format_bytes(figures['bytes_written'])}  " + "  ".join(f"{name} {value:.0%}" for name, value in shares.items())
+    return f"{format_bytes(figures['bytes_written'])}  {_shares(figures)}"
+
+
+def harvest_speed(figures: dict[str, Any]) -> str:
+    """What is said of a harvest's speed when it is over."""
+    return f"{figures['tokens_per_s']:,.0f} tokens/s; time in: {_shares(figures)}"
+
+
+def _shares(figures: dict[str, Any]) -> str:
+    return "  ".join(f"{name.removesuffix('_share')} {value:.0%}" for name, value in figures.items() if name.endswith("_share"))
 
 
 def print_info(console: Console, facts: dict[str, Any]) -> None:

@@ -33,15 +33,17 @@ def start(out: Path, tokens: int) -> int:
     """A forked harvest, as the command line runs it, with its output thrown away."""
     pid = os.fork()
     if pid == 0:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        torch.set_num_threads(1)
-        command = f"harvest --layer 0 --layer 1 --tokens {tokens} --batch-size 8 --memory 2MiB --out".split()
         try:
+            quiet = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(quiet, 1)
+            os.dup2(quiet, 2)
+            torch.set_num_threads(1)
+            command = f"harvest --layer 0 --layer 1 --tokens {tokens} --batch-size 8 --memory 2MiB --out".split()
             cli.main([*command, str(out), "--resume"])
         except SystemExit as end:
             os._exit(end.code if isinstance(end.code, int) else 3)
+        except KeyboardInterrupt:  # before the command line had begun
+            os._exit(1)
         except BaseException:
             os._exit(3)
         os._exit(0)
