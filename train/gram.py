@@ -1,5 +1,5 @@
 """The sufficient statistics of the decoder: sums over rows, so that they stream, merge by addition, and never hold the
-codes of all rows: of one batch at most (sparse on a CPU, dense on a GPU).
+codes of all rows: of one batch at most, and those of TopK never as a dense matrix.
 
 Names as in Theorem C.1 of SplInterp (arXiv 2505.11836), one row of codes z [d_sae] to one row of activations x [d_in]:
 gram Σ z zᵀ, cross Σ z xᵀ, sum_z Σ z, sum_x Σ x, sum_xx Σ ‖x‖², rows N.
@@ -7,13 +7,17 @@ gram Σ z zᵀ, cross Σ z xᵀ, sum_z Σ z, sum_x Σ x, sum_xx Σ ‖x‖², ro
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..sae import Codes, SparseCodes, to_csr, to_dense
+from ..sae import ByLatent, Codes, SparseCodes, by_latent, sum_rows, to_csr
 from .state import State, number
 
+# Latents whose sums are brought up to date together: what is in between then stays in the cache.
+_LATENTS_AT_ONCE = 1024
 # Below this share of non-zeros the CPU's sparse products beat the dense ones by a wide margin.
 _SPARSE_BELOW = 0.1
 # The stored sums are the true ones divided by a factor that decays; they are brought up to date before it underflows.
@@ -66,13 +70,15 @@ class Statistics:
         return self._rows * self._factor
 
     @torch.no_grad()
-    def add(self, x: Tensor, codes: Codes) -> None:
-        """Add rows x [N, d_in] with their codes."""
+    def add(self, x: Tensor, codes: Codes, pattern: ByLatent | None = None) -> None:
+        """Add rows x [N, d_in] with their codes; `pattern` is that of sparse codes, if there is one already."""
         weight = 1.0 / self._factor
-        if x.device.type == "cpu" and _is_sparse(codes):
+        if isinstance(codes, SparseCodes):
+            self._add_entries(x, codes, pattern or by_latent(codes, self.d_sae), weight)
+        elif x.device.type == "cpu" and float(torch.count_nonzero(codes)) < _SPARSE_BELOW * codes.numel():
             self._add_sparse(x, codes, weight)
         else:
-            z = to_dense(codes, self.d_sae).to(x.dtype)
+            z = codes.to(x.dtype)
             self._gram.add_(z.T @ z, alpha=weight)
             self._cross.add_(z.T @ x, alpha=weight)
             self._sum_z.add_(z.sum(0, dtype=torch.float64), alpha=weight)
@@ -80,7 +86,22 @@ class Statistics:
         self._sum_xx += weight * float(torch.linalg.vector_norm(x, dtype=torch.float64) ** 2)
         self._rows += weight * len(x)
 
-    def _add_sparse(self, x: Tensor, codes: Codes, weight: float) -> None:
+    def _add_entries(self, x: Tensor, codes: SparseCodes, pattern: ByLatent, weight: float) -> None:
+        values, latents = codes.values.double(), codes.indices.reshape(-1)
+        weighted, x_values = weight * values.reshape(-1), codes.values.to(x.dtype)
+        self._sum_z.scatter_add_(0, latents, weighted)
+        gram = self._gram.view(-1)
+        cuts = pattern.starts[::_LATENTS_AT_ONCE].tolist() + [len(pattern.rows)] * (self.d_sae % _LATENTS_AT_ONCE > 0)
+        for i, (first, last) in enumerate(pairwise(cuts)):
+            some = slice(i * _LATENTS_AT_ONCE, min((i + 1) * _LATENTS_AT_ONCE, self.d_sae))
+            self._cross[some].add_(sum_rows(pattern, x_values, x, some).double(), alpha=weight)
+            # Row r with entries (i, z_i) adds z_i z_j at (i, j). By latent i, the Gram matrix is gone through row by row.
+            entries, rows = pattern.order[first:last], pattern.rows[first:last]
+            places = (latents[entries] * self.d_sae)[:, None] + codes.indices[rows]
+            products = weighted[entries][:, None] * values[rows]
+            gram.scatter_add_(0, places.view(-1), products.view(-1))
+
+    def _add_sparse(self, x: Tensor, codes: Tensor, weight: float) -> None:
         z = to_csr(codes, self.d_sae).astype(x.numpy().dtype, copy=False)
         zt = z.T.tocsr()  # one transposed pattern for the Gram matrix and the cross moment
         product = (zt @ z).tocsr()
@@ -149,9 +170,3 @@ class Statistics:
             self._rows *= self._factor
             self._factor = 1.0
         return self
-
-
-def _is_sparse(codes: Codes) -> bool:
-    if isinstance(codes, SparseCodes):
-        return True
-    return float(torch.count_nonzero(codes)) < _SPARSE_BELOW * codes.numel()

@@ -39,9 +39,9 @@ class PAM:
         """One batch of normalised rows x [N, d_in]."""
         figures = self.gradient.step(x, lr)  # (a)
         with torch.no_grad():  # (b)
-            codes = figures.codes if self.fresh_enough else self.weights.encode(x)
+            codes, pattern = (figures.codes, figures.pattern) if self.fresh_enough else (self.weights.encode(x), None)
             self.statistics.decay(max(0.0, 1 - len(x) / self.memory_rows))
-            self.statistics.add(x, codes)
+            self.statistics.add(x, codes, pattern)
             self.batches += 1
             if self.batches % self.solve_every == 0:
                 self._take(self._solve())
