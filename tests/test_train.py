@@ -156,7 +156,7 @@ def test_alpha_does_not_compound_from_solve_to_solve(store):
     pam.statistics.add(x, pam.weights.encode(x))
     W = []
     for _ in range(5):
-        pam._take(pam._solve())
+        pam.take(pam.solve())
         W.append(pam.weights.W_dec.detach().clone())
     assert torch.allclose(W[0], W[-1], atol=1e-4)
     assert torch.equal(pam.weights.encode(x).values, PAM(D_IN, config(), CPU).weights.encode(x).values)

@@ -14,7 +14,6 @@ from .encoder import Weights
 from .sparse import add_auxk, sparse_pass
 from .state import State, joined, part
 
-
 _ROWS_AT_ONCE = 1024  # of the decoder's gradient, so that what is in between stays in the cache
 
 
@@ -50,7 +49,7 @@ class GradientSteps:
             figures = self._sparse_gradients(x) if self.config.activation == "topk" else self._dense_gradients(x)
             if start is not None:
                 self._pull(start)
-            self._update()
+            self.update()
             first = first or figures
         assert first is not None
         self.dead.update(first.codes, len(x))
@@ -108,7 +107,8 @@ class GradientSteps:
             p.grad.add_(p - p0, alpha=2 * weight)
 
     @torch.no_grad()
-    def _update(self) -> None:
+    def update(self) -> None:
+        """Adam's step along the gradients that are there, with the decoder's rows of unit norm."""
         if not self.decoder:
             self.optimizer.step()
             return
