@@ -82,7 +82,7 @@ class TrainBench:
     @property
     def steps(self) -> int:
         """Contenders' runs in all."""
-        return self.rounds * (10 + (find_spec("sae_lens") is not None))
+        return self.rounds * (11 + (find_spec("sae_lens") is not None))
 
 
 def run(config: TrainBench, progress: Callable[[], None] | None = None) -> dict[str, Any]:

@@ -48,7 +48,8 @@ class PAM:
             self.statistics.decay(max(0.0, 1 - len(x) / self.memory_rows))
             self.statistics.add(x, codes, pattern)
             self.batches += 1
-            if self.batches % self.solve_every == 0:
+            # From a loss that is no number there is nothing to solve; the loop will tell.
+            if self.batches % self.solve_every == 0 and math.isfinite(figures.loss):
                 self.take(self.solve())
         return figures
 
