@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..devices import choose_device
 from ..errors import SplinterpError
+from ..sae import SparseCodes
 from ..train import TrainConfig
 from ..train.adam import AdamBaseline
 from ..train.config import Method
@@ -138,6 +139,7 @@ def _contenders(config: TrainBench, device: torch.device) -> tuple[dict[str, Cal
     W_enc = w.W_enc.detach().clone(memory_format=torch.contiguous_format)
     figures = pam.step(x, lr)
     codes, pre = figures.codes, w.pre_activations(x).detach()
+    assert isinstance(codes, SparseCodes)
     assert figures.pattern is not None
     pattern, pam_statistics = figures.pattern, pam.statistics
     gram = torch.zeros(config.latents, config.latents, dtype=torch.float64, device=device)

@@ -87,8 +87,7 @@ class GradientSteps:
         assert isinstance(codes, SparseCodes)
         done = sparse_pass(x, codes, w.W_dec, w.b_dec, self.decoder)
         loss = done.squared_error / x.numel()
-        dead = self.dead.indices() if c.aux_coefficient else ()
-        if len(dead):
+        if c.aux_coefficient and len(dead := self.dead.indices()):
             loss = loss + add_auxk(done, c.aux_coefficient, x, pre, w.W_dec, dead)
         for name, gradient in done.gradients._asdict().items():
             getattr(w, name).grad = gradient
