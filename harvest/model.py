@@ -37,12 +37,17 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the configuration says: blocks, width, longest context (None: no limit), vocabulary, dtype of the weights."""
+    """What the configuration says: blocks, widths, longest context (None: no limit), vocabulary, dtype of the weights.
+
+    d_attn: heads times their width, which need not be d_model. d_mlp: inside the MLP; None where it does not say.
+    """
 
     architecture: str
     n_layers: int
     d_model: int
     n_heads: int
+    d_attn: int
+    d_mlp: int | None
     max_context: int | None
     vocabulary: int
     dtype: torch.dtype
@@ -103,15 +108,26 @@ def load_config(checkpoint: Checkpoint) -> Any:
 
 def model_facts(config: Any) -> ModelFacts:
     """The figures that a harvest depends on, from a transformers configuration."""
+    d_model, n_heads = int(config.hidden_size), int(getattr(config, "num_attention_heads", 0) or 1)
     return ModelFacts(
         architecture=(config.architectures or [config.model_type])[0],
         n_layers=int(config.num_hidden_layers),
-        d_model=int(config.hidden_size),
-        n_heads=int(getattr(config, "num_attention_heads", 0) or 1),
+        d_model=d_model,
+        n_heads=n_heads,
+        d_attn=n_heads * int(getattr(config, "head_dim", None) or d_model // n_heads),
+        d_mlp=_mlp_width(config),
         max_context=getattr(config, "max_position_embeddings", None),
         vocabulary=int(config.vocab_size),
         dtype=config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32,
     )
+
+
+def _mlp_width(config: Any) -> int | None:
+    for name in ("intermediate_size", "ffn_dim", "n_inner"):
+        if hasattr(config, name):
+            width = getattr(config, name)
+            return 4 * int(config.hidden_size) if width is None else int(width)  # None, as GPT-2 has it, means that
+    return None
 
 
 def check_request(name: str, facts: ModelFacts, layers: tuple[int, ...], context: int) -> None:

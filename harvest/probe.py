@@ -11,6 +11,7 @@ import torch
 
 from ..devices import suitable_threads
 from ..errors import TextError
+from .first import check_first_rows
 from .forward import SiteReader
 from .model import load_bridge
 from .plan import Plan
@@ -58,8 +59,10 @@ def probe(todo: Plan) -> Probe:
     with suitable_threads(4 * todo.facts.d_model**2, todo.device):
         for batch in token_batches(todo, tokenizer, bos, separator, skip):
             begun = time.perf_counter()
-            reader.read(batch.ids, batch.keep)
+            rows = reader.read(batch.ids, batch.keep)
             rates.append((batch.kept, time.perf_counter() - begun))
+            if len(rates) == 1:
+                check_first_rows(rows, todo)
             if len(rates) >= MOST_BATCHES or (len(rates) > 1 and sum(seconds for _, seconds in rates[1:]) > SECONDS):
                 break
     if not rates:

@@ -18,6 +18,7 @@ from ..errors import Interrupted, TextError
 from ..store.places import AnyPath, copy_files
 from .arrange import arranged
 from .config import HarvestConfig
+from .first import check_first_rows
 from .forward import SiteReader
 from .model import load_bridge
 from .pack import TokenBatch
@@ -75,6 +76,7 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
                 batch_size=todo.batch_size,
             )
             rows = reader.read(first.ids, first.keep)
+            check_first_rows(rows, todo)
             writer = _create(todo, bos, separator, skip)
             if writer is None:
                 return _joined(todo)
@@ -172,7 +174,7 @@ def _create(todo: Plan, bos: int, separator: int | None, skip: tuple[int, ...]) 
             "model": todo.checkpoint.name,
             "revision": todo.checkpoint.revision,
             "architecture": todo.facts.architecture,
-            "hook": config.hook,
+            "hook": config.hooks[0] if len(config.hooks) == 1 else list(config.hooks),
             "layers": list(config.layers),
             "model_dtype": str(todo.model_dtype).removeprefix("torch."),
             "context": config.context,

@@ -125,7 +125,9 @@ def test_traps_the_tokenizer_is_not_loaded_again(load, monkeypatch):
 
 
 def test_an_unknown_hook_is_refused(load):
-    with pytest.raises(ModelError, match=r"m has no hook blocks\.1\.hook_nonsense; of its kind it has resid_post, resid_pre"):
+    with pytest.raises(
+        ModelError, match=r"m has no hook blocks\.1\.hook_nonsense; of its kind it has resid_pre, attn_z, attn_out, resid_mid"
+    ):
         reader(load(), "blocks.1.hook_nonsense")
 
 
