@@ -23,8 +23,8 @@ def check_first_rows(rows: Mapping[str, torch.Tensor], todo: Plan) -> None:
     for site, x in rows.items():
         if x.shape[1] != todo.sites[site]:
             raise ModelError(
-                f"The rows of {todo.checkpoint.name} at {site} are {x.shape[1]} wide, where its configuration promises "
-                f"{todo.sites[site]}; harvest another --hook."
+                f"The rows of {todo.checkpoint.name} at {site} are {x.shape[1]} wide, and not {todo.sites[site]} as its "
+                "configuration led to expect; harvest another --hook."
             )
         bad = x[~torch.isfinite(row_norms(x))]
         if len(bad) > max(1, TOO_MANY * len(x)):
@@ -42,5 +42,5 @@ def _cause(bad: torch.Tensor, todo: Plan) -> str:
     if stored == "float16" and not bool(bad.isnan().any()):
         return "the store's dtype, float16, ends at 65504; give --dtype bfloat16 or float32."
     if model == "bfloat16":
-        return "so the model computes them in bfloat16; give --model-dtype float32, or check its weights."
-    return "so the model computes them in float32; its weights are damaged, or belong to another architecture."
+        return "the model computes them so in bfloat16; give --model-dtype float32, or check its weights."
+    return "the model computes them so in float32; its weights are damaged, or belong to another architecture."

@@ -26,8 +26,9 @@ class Hook:
     point: str | None = None
 
 
-# In the order of a forward pass. With norms behind attention and MLP (Gemma 2) attn_out and mlp_out are taken behind those,
-# so that in every architecture resid_mid = resid_pre + attn_out and resid_post = resid_mid + mlp_out.
+# In the order of a forward pass. Where norms follow attention and MLP (Gemma 2 and 3, OLMo 2), attn_out and mlp_out are taken
+# behind them: what is added, so that resid_mid = resid_pre + attn_out and resid_post = resid_mid + mlp_out. Blocks whose attention
+# and MLP run side by side (Pythia, Phi, GPT-J) have no resid_mid.
 HOOKS: dict[str, Hook] = {
     "resid_pre": Hook("hook_resid_pre", "d_model", "the block's input"),
     "attn_z": Hook(
@@ -51,13 +52,13 @@ def site_widths(name: str, facts: ModelFacts, layers: Collection[int], hooks: Co
     """The width of every site, by name: layer after layer, in each the hooks as given.
 
     Raises:
-        ModelError: the configuration of the model `name` does not tell one of the widths.
+        ModelError: in the model `name` one of the widths differs from block to block.
     """
     widths: dict[str, int | None] = {hook: getattr(facts, HOOKS[hook].width) for hook in hooks}
     unknown = [hook for hook, width in widths.items() if width is None]
     if unknown:
         raise ModelError(
-            f"The configuration of {name} does not say how wide {', '.join(unknown)} would be; harvest another --hook."
+            f"The blocks of {name} differ in the width of {', '.join(unknown)}, which cannot be told beforehand; harvest another --hook."
         )
     return {site_name(layer, hook): width for layer in layers for hook, width in widths.items() if width is not None}
 

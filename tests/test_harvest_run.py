@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import random
 import shutil
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from splinterp import store
 from splinterp.errors import Interrupted, ModelError, SplinterpError, StoreError, TextError
 from splinterp.harvest import HarvestConfig, forward, harvest, plan, run
+from splinterp.store import files
 
 
 @pytest.fixture
@@ -273,6 +276,42 @@ def test_what_the_hub_says_becomes_a_sentence(kind, sentence):
     cause = getattr(errors, kind).__new__(getattr(errors, kind))
     with pytest.raises(ModelError, match=sentence), hub_sentences("org/name", "model", "v9", ModelError):
         raise OSError("transformers' own words") from cause
+
+
+def test_a_full_disk_is_a_sentence_and_the_harvest_goes_on_after_space_is_made(config, monkeypatch):
+    harvest(config)
+    expected = tree(config.out)
+    shutil.rmtree(config.out)
+    real, left = files.write_all, iter(range(12))
+
+    def full(fd: int, data: memoryview) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(fd, data)
+
+    monkeypatch.setattr(files, "write_all", full)
+    with pytest.raises(StoreError, match=r"could not be written: No space left on device\. The rows stored so far are kept"):
+        harvest(config)
+    monkeypatch.undo()
+    assert harvest(dataclasses.replace(config, resume=True)).rows == 1200
+    assert tree(config.out) == expected
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+def test_a_file_that_may_not_be_read(config, tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    path.write_text("{}")
+    real = Path.open
+
+    def refused(self, *arguments, **options):
+        if self == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(TextError, match=f"{name} cannot be read: Permission denied"):
+        harvest(dataclasses.replace(config, dataset=str(path)))
+    assert not config.out.exists()
 
 
 def test_other_errors_of_the_system_are_left_alone():
