@@ -231,8 +231,9 @@ def load_bridge(
             )
             found = sample_logits(bridge, config.vocab_size, return_type="logits")
         except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+            advice = "give --model-dtype float32" if dtype in _HALF else "try another version of it, or harvest another model"
             raise ModelError(
-                f"TransformerLens cannot run {checkpoint.name} in {str(dtype).removeprefix('torch.')}: {_first_line(error)}"
+                f"TransformerLens cannot run {checkpoint.name} in {str(dtype).removeprefix('torch.')} ({_first_line(error)}); {advice}."
             ) from error
         check_faithful(checkpoint.name, expected, found, dtype)
     return bridge

@@ -93,7 +93,7 @@ def reference(path: Path, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     block.register_forward_hook(read_output)
     for hook, module in (
         ("attn_z", child(attention, "o_proj", "out_proj", "dense", "c_proj")),
-        ("mlp_in", mlp),
+        ("mlp_in", mlp or child(block, "fc1")),
         ("mlp_post", child(mlp or block, "down_proj", "c_proj", "dense_4h_to_h", "fc_out", "fc2")),
     ):
         if module is not None:
@@ -113,6 +113,17 @@ def rows_and_ids(path: Path, jsonl: Path, out: Path, hooks: tuple[str, ...], **o
     order = np.argsort(store.column("position"))
     ids = torch.tensor([0, *store.column("token_id")[order].tolist()])
     return {hook: store.acts(site_name(LAYER, hook), 0, store.rows)[order] for hook in config.hooks}, ids
+
+
+def refused_or_right(path: Path, jsonl: Path, out: Path, hook: str, **options: Any) -> tuple[str | None, torch.Tensor]:
+    """The sentence of a refusal that leaves nothing behind; or None, and the rows."""
+    try:
+        return None, rows_and_ids(path, jsonl, out, (hook,), **options)[0][hook]
+    except ModelError as error:
+        refused = str(error)
+    assert "\n" not in refused
+    assert not out.exists()
+    return refused, torch.empty(0)
 
 
 def distance(rows: torch.Tensor, expected: torch.Tensor) -> float:
@@ -137,10 +148,11 @@ def test_rows_are_hugging_faces_own_and_missing_hooks_are_told(made, jsonl, tmp_
         if name != "gemma4":  # which adds a part of the layer's own, and scales the whole
             assert distance(rows["resid_mid"] + rows["mlp_out"], rows["resid_post"]) <= 1e-6
     for hook in lacking:
-        sentence = "has no hook|runs without passing|differ in the width"
-        with pytest.raises(ModelError, match=rf"({sentence}) .*{hook if name == 'gemma4' else HOOKS[hook].name}"):
-            rows_and_ids(path, jsonl, tmp_path / "none.zarr", (hook,))
-        assert not (tmp_path / "none.zarr").exists()
+        refused, rows = refused_or_right(path, jsonl, tmp_path / "none.zarr", hook)
+        if refused is None:  # OPT's with TransformerLens 4.3
+            assert distance(rows, expected[hook][1:]) <= 1e-5, hook
+        else:
+            assert re.search(rf"(has no hook|runs without passing) .*{HOOKS[hook].name}|differ in the width of {hook}", refused)
 
 
 @pytest.mark.parametrize(
@@ -153,17 +165,12 @@ def test_rows_are_hugging_faces_own_and_missing_hooks_are_told(made, jsonl, tmp_
 )
 def test_what_transformer_lens_gets_wrong_is_refused(made, jsonl, tmp_path, name, config, settings, dtype):
     path = made(name, config, settings)
-    refused = None
-    try:
-        rows, ids = rows_and_ids(path, jsonl, tmp_path / "s.zarr", ("resid_post",), model_dtype=dtype)
-    except ModelError as error:
-        refused = str(error)
+    refused, rows = refused_or_right(path, jsonl, tmp_path / "s.zarr", "resid_post", model_dtype=dtype)
     if refused is None:  # a version that has mended it
-        assert distance(rows["resid_post"], reference(path, ids)["resid_post"][1:]) <= (1e-5 if dtype == "float32" else 0.1)
+        _, ids = rows_and_ids(path, jsonl, tmp_path / "again.zarr", ("resid_post",), model_dtype=dtype)
+        assert distance(rows, reference(path, ids)["resid_post"][1:]) <= (1e-5 if dtype == "float32" else 0.1)
     else:
         assert re.match(rf"TransformerLens (cannot run {path} in|\S* does not compute what the model {path} does) ", refused)
-        assert "\n" not in refused
-        assert not (tmp_path / "s.zarr").exists()
 
 
 def test_a_bridge_that_differs_is_refused():
