@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ..quantities import parse_quantity
+
 bench = typer.Typer(name="bench", no_args_is_help=True, help="Measure on this machine what our figures rest on.")
 
 
@@ -55,3 +57,43 @@ def store(
                 print(table(result), end="\n\n", flush=True)
     if as_json:
         print(json.dumps({"ratios": {name: result["ratios"] for name, result in results.items()}, "results": results}))
+
+
+@bench.command()
+def harvest(
+    architecture: Annotated[str, typer.Option(help="Random weights of it: gpt2 or gemma-2-2b.")] = "gpt2",
+    model: Annotated[str | None, typer.Option(metavar="DIR", help="A Hugging Face directory instead.")] = None,
+    layer: Annotated[int, typer.Option(help="Block to harvest at, from 0.")] = 6,
+    context: Annotated[int, typer.Option(help="Tokens in a packed row, BOS included.")] = 128,
+    tokens: Annotated[int, typer.Option(parser=parse_quantity, help="That each contender forwards in a round.")] = 32768,
+    free_tokens: Annotated[
+        int, typer.Option(parser=parse_quantity, help="Rows of 2304 to write in a round with a free forward pass; 0: none.")
+    ] = 400_000,
+    batch_size: Annotated[int | None, typer.Option(help="Packed rows a forward pass. \\[default: as harvest chooses]")] = None,
+    model_dtype: Annotated[str, typer.Option(help="Of the forward pass: auto, bfloat16, float16 or float32.")] = "auto",
+    compile_blocks: Annotated[bool, typer.Option("--compile", help="Ours with torch.compile.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    rounds: Annotated[int, typer.Option(help="How often each contender runs.")] = 3,
+    folder: Annotated[
+        Path | None, typer.Option(help="On the disk to be measured. \\[default: the system's temporary folder]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+) -> None:
+    """Harvesting against the bare forward pass, TransformerLens and SAELens's runner (where installed), and against raw writing."""
+    from ..progress import Bar
+    from .harvest import HarvestBench, run, table
+
+    config = HarvestBench(
+        architecture=architecture, model=model, layer=layer, context=context, tokens=tokens, free_tokens=free_tokens,
+        batch_size=batch_size, model_dtype=model_dtype, compile=compile_blocks, device=device, rounds=rounds, folder=folder,
+    )  # fmt: skip
+    done = 0
+    with Bar("bench", config.steps, unit="runs") as bar:
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            bar.update(done)
+
+        result = run(config, step)
+    print(json.dumps(result) if as_json else table(result))

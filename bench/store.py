@@ -13,11 +13,9 @@ page not lent costs 10 times the copy into it, by chance at one contender's cost
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from .. import store as stores
 from ..errors import SplinterpError
 from ..quantities import format_bytes
 from ..store.layout import STORAGE, default_chunk_rows
+from .contest import compare, measure, touch_page_cache
 
 SITE = "hook"
 BATCH = 4096
@@ -218,29 +217,6 @@ def read_zarr(path: Path) -> None:
         array[a : a + BATCH]
 
 
-def measure(
-    contenders: dict[str, Callable[[], None]], rounds: int, before: Callable[[str], None], after: Callable[[], None]
-) -> dict[str, list[float]]:
-    """Seconds of each contender, round by round; `before` is called with its name ahead of each, `after` behind it, neither timed."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    order = random.Random(0)
-    for _ in range(rounds):
-        # In a new order each round, so that nobody always runs after the same neighbour.
-        for name in order.sample(list(contenders), len(contenders)):
-            before(name)
-            begun = time.perf_counter()
-            contenders[name]()
-            seconds[name].append(time.perf_counter() - begun)
-            after()
-    return seconds
-
-
-def compare(seconds: dict[str, list[float]], limit: str) -> dict[str, dict[str, float]]:
-    """Each contender's speed as a share of the limit's in the same round: median, smallest and largest."""
-    shares = {name: [a / b for a, b in zip(seconds[limit], times, strict=True)] for name, times in seconds.items()}
-    return {name: {"median": statistics.median(s), "low": min(s), "high": max(s)} for name, s in shares.items()}
-
-
 def measure_all(
     x: torch.Tensor, source: str, dtype: str, rounds: int, folder: Path, progress: Callable[[], None]
 ) -> dict[str, Any]:
@@ -318,15 +294,6 @@ def measure_all(
         },
         "ratios": {title: compare(seconds, limit) for title, (seconds, limit) in tables.items()},
     }
-
-
-def touch_page_cache(folder: Path, size: int) -> None:
-    """Fill `size` bytes of the page cache by a file that is never synced, and free them."""
-    scratch, slab = folder / "scratch", bytes(2**20)
-    with scratch.open("wb", buffering=0) as file:
-        for _ in range(0, size, len(slab)):
-            file.write(slab)
-    scratch.unlink()
 
 
 def forget(folders: list[Path]) -> None:

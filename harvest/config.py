@@ -55,6 +55,8 @@ class HarvestConfig:
     """The store's dtype: bfloat16, float16 or float32."""
     model_dtype: str = "auto"
     """The model's dtype. "auto": float32 on a CPU; on a GPU the checkpoint's own half type, or bfloat16."""
+    compile: bool = False
+    """Compile the model's blocks with torch.compile first."""
     device: str = "auto"
     """"auto" is "cuda" where there is one, else "cpu"."""
     seed: int = 0

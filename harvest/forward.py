@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from .hooks import check_sites
 
 TOKENS_A_BATCH = {"cpu": 4096, "cuda": 32768}
 ATTENTION_BYTES = 2**30
+# Forward passes that a GPU may have to do: one more than it is at, so that it never waits for the host.
+PASSES_AHEAD = 2
 
 
 class _AllSitesRead(Exception):
@@ -22,7 +25,7 @@ class _AllSitesRead(Exception):
 class SiteReader:
     """Reads chosen sites of a TransformerLens bridge.
 
-    batch_size: packed rows a forward pass; what is left of the first choice after running out of memory.
+    batch_size: packed rows a forward pass; what is left of the first choice after running out of memory. device: the model's.
     """
 
     def __init__(self, bridge: Any, sites: Sequence[str], *, name: str, dtype: torch.dtype, batch_size: int) -> None:
@@ -40,9 +43,10 @@ class SiteReader:
         """
         self.batch_size = batch_size
         self._bridge, self._sites, self._name, self._dtype = bridge, tuple(sites), name, dtype
-        self._device = next(bridge.original_model.parameters()).device
+        self.device = next(bridge.original_model.parameters()).device
         self._rows: dict[str, torch.Tensor] = {}
         self._wanted = torch.empty(0, dtype=torch.long)
+        self._passes: deque[torch.cuda.Event] = deque()
         check_sites(name, self._sites, bridge.hook_dict)
         for site in self._sites:
             bridge.add_hook(site, self._hook(site))
@@ -60,7 +64,8 @@ class SiteReader:
             keep: [B, T] bool.
 
         Returns:
-            For every site [keep.sum(), d], of the dtype asked for, on the CPU, in row-major order of `keep`.
+            For every site [keep.sum(), d], of the dtype asked for, on the model's device, in row-major order of `keep`. On a GPU
+            they may still be in the making; the call then waits only for the passes before the last.
 
         Raises:
             ModelError: a site was not reached, or not even one packed row fits into memory.
@@ -80,7 +85,7 @@ class SiteReader:
                 rows_tried = min(self.batch_size, len(ids) - start)
             # Outside the except clause, whose traceback would hold on to the tensors that must go.
             self._rows.clear()
-            if self._device.type == "cuda":
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if rows_tried == 1:
                 raise ModelError(
@@ -91,17 +96,21 @@ class SiteReader:
 
     @torch.inference_mode()
     def _forward(self, ids: np.ndarray, keep: np.ndarray) -> dict[str, torch.Tensor]:
+        if len(self._passes) == PASSES_AHEAD:
+            self._passes.popleft().synchronize()
         self._rows = {}
-        self._wanted = torch.from_numpy(np.flatnonzero(keep)).to(self._device)
+        self._wanted = torch.from_numpy(np.flatnonzero(keep)).to(self.device)
         try:
             # Integers, not text: the bridge's own tokenizer would put a second BOS in front.
-            self._bridge.forward(torch.from_numpy(ids).to(self._device), return_type=None, use_cache=False)
+            self._bridge.forward(torch.from_numpy(ids).to(self.device), return_type=None, use_cache=False)
         except _AllSitesRead:
             pass
         else:
             missed = [site for site in self._sites if site not in self._rows]
             raise ModelError(f"{self._name} runs without passing {', '.join(missed)}, so nothing can be harvested there.")
-        return {site: self._rows[site].cpu() for site in self._sites}
+        if self.device.type == "cuda":
+            self._passes.append(torch.cuda.current_stream(self.device).record_event())
+        return {site: self._rows[site] for site in self._sites}
 
     def _hook(self, site: str) -> Any:
         def read(tensor: torch.Tensor, hook: Any) -> None:

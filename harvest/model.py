@@ -24,6 +24,7 @@ from .hub import hub_commit, hub_sentences
 # Of what a library says: TransformerLens names all of its architectures.
 LONGEST_LINE = 240
 
+_UNFUSED_GELU = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -185,6 +186,7 @@ def load_bridge(
 
         config = copy.deepcopy(config)
         config.num_hidden_layers = blocks
+        _fuse_gelu(config)
         if vars(config).get("layer_types"):  # of some architectures a property, which follows by itself
             config.layer_types = config.layer_types[:blocks]
         try:
@@ -237,6 +239,16 @@ def load_bridge(
             ) from error
         check_faithful(checkpoint.name, expected, found, dtype)
     return bridge
+
+
+def _fuse_gelu(config: Any) -> None:
+    """The tanh GELU as torch's one kernel: transformers' spelling of it in eight steps takes a fifth of GPT-2's time on a CPU.
+
+    The same formula, rounded once instead of eight times.
+    """
+    for name in ("activation_function", "hidden_act", "hidden_activation"):
+        if getattr(config, name, None) in _UNFUSED_GELU:
+            setattr(config, name, "gelu_pytorch_tanh")
 
 
 def _settled(tokenizer: Any) -> Any:

@@ -7,15 +7,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..devices import suitable_threads
 from ..errors import TextError
+from .compiled import compile_sentences
 from .first import check_first_rows
-from .forward import SiteReader
-from .model import load_bridge
 from .plan import Plan
-from .run import token_batches
+from .run import load_reader, token_batches
 from .tokens import load_tokenizer, skipped_tokens, special_tokens
 
 SECONDS = 5.0
@@ -47,19 +44,13 @@ def probe(todo: Plan) -> Probe:
     skip = skipped_tokens(
         todo.checkpoint.name, tokenizer, todo.config.skip_tokens, todo.config.skip_special, todo.facts.vocabulary
     )
-    bridge = load_bridge(todo.checkpoint, todo.model_config, tokenizer, todo.blocks, todo.device, todo.model_dtype)
-    reader = SiteReader(
-        bridge,
-        list(todo.sites),
-        name=todo.checkpoint.name,
-        dtype=getattr(torch, todo.config.dtype),
-        batch_size=todo.batch_size,
-    )
+    reader = load_reader(todo, tokenizer)
     rates: list[tuple[int, float]] = []
-    with suitable_threads(4 * todo.facts.d_model**2, todo.device):
+    with suitable_threads(4 * todo.facts.d_model**2, todo.device), compile_sentences(todo.checkpoint.name):
         for batch in token_batches(todo, tokenizer, bos, separator, skip):
             begun = time.perf_counter()
-            rows = reader.read(batch.ids, batch.keep)
+            # To the host, because a GPU only takes orders until then.
+            rows = {site: x.cpu() for site, x in reader.read(batch.ids, batch.keep).items()}
             rates.append((batch.kept, time.perf_counter() - begun))
             if len(rates) == 1:
                 check_first_rows(rows, todo)

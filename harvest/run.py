@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -17,7 +16,9 @@ from ..devices import suitable_threads
 from ..errors import Interrupted, TextError
 from ..store.places import AnyPath, copy_files
 from .arrange import arranged
+from .compiled import compile_blocks, compile_sentences
 from .config import HarvestConfig
+from .fill import Progress, fill
 from .first import check_first_rows
 from .forward import SiteReader
 from .model import load_bridge
@@ -29,10 +30,14 @@ from .tokens import encode_documents, encoder, load_tokenizer, skipped_tokens, s
 
 BATCHES_AHEAD = 4
 
-Progress = Callable[[int, dict[str, object]], None]
 
-
-def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned: Plan | None = None) -> store.Store | None:
+def harvest(
+    config: HarvestConfig,
+    progress: Progress | None = None,
+    *,
+    planned: Plan | None = None,
+    reader: SiteReader | None = None,
+) -> store.Store | None:
     """Harvest `config.tokens` rows a site into a store at `config.out`, and open it; None for a rank that is not the last to end.
 
     The rows are the model's own: neither folded nor centred. A text that is too short gives all it has, once; the store's
@@ -42,6 +47,7 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
         progress: called after every batch with the rows stored so far (by this rank) and figures: tokens_per_s, bytes_written, dropped,
             and the shares of the time spent in the forward pass, waiting for text and waiting for the disk.
         planned: `plan(config)`, if it was made already.
+        reader: `load_reader` of a plan with the same model and sites, to harvest again without loading it again.
 
     Raises:
         ModelError, TextError, StoreError: as `plan`; or the text is empty, or the disk is full.
@@ -67,15 +73,9 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
                 raise TextError(
                     f"{todo.text.name} holds no text to harvest: all its documents are empty, or made of skipped tokens."
                 )
-            bridge = load_bridge(todo.checkpoint, todo.model_config, tokenizer, todo.blocks, todo.device, todo.model_dtype)
-            reader = SiteReader(
-                bridge,
-                list(todo.sites),
-                name=todo.checkpoint.name,
-                dtype=getattr(torch, config.dtype),
-                batch_size=todo.batch_size,
-            )
-            rows = reader.read(first.ids, first.keep)
+            reader = reader or load_reader(todo, tokenizer)
+            with compile_sentences(todo.checkpoint.name):
+                rows = reader.read(first.ids, first.keep)
             check_first_rows(rows, todo)
             writer = _create(todo, bos, separator, skip)
             if writer is None:
@@ -83,12 +83,26 @@ def harvest(config: HarvestConfig, progress: Progress | None = None, *, planned:
             with writer:
                 if todo.ranks.rank == 0:
                     _save_tokenizer(tokenizer, config.out)
-                _fill(writer, reader, chain([(first, rows)], ((batch, None) for batch in stream)), progress)
+                fill(writer, reader, chain([(first, rows)], ((batch, None) for batch in stream)), progress)
                 short = share.seen < todo.rows if todo.ranks.several else not writer.full
                 finished = writer.finish({"short": short, "versions": _versions()})
                 return _joined(todo) if todo.ranks.several else finished
     except KeyboardInterrupt:
         raise _interrupted(todo, writer) from None
+
+
+def load_reader(todo: Plan, tokenizer: Any) -> SiteReader:
+    """The planned model with hooks on the planned sites.
+
+    Raises:
+        ModelError: it cannot be loaded, or lacks a site.
+    """
+    bridge = load_bridge(todo.checkpoint, todo.model_config, tokenizer, todo.blocks, todo.device, todo.model_dtype)
+    dtype = getattr(torch, todo.config.dtype)
+    reader = SiteReader(bridge, list(todo.sites), name=todo.checkpoint.name, dtype=dtype, batch_size=todo.batch_size)
+    if todo.config.compile:
+        compile_blocks(bridge)
+    return reader
 
 
 def _save_tokenizer(tokenizer: Any, out: AnyPath) -> None:
@@ -106,53 +120,6 @@ def token_batches(todo: Plan, tokenizer: Any, bos: int, separator: int | None, s
         context=config.context, bos=bos, separator=separator, batch_size=todo.batch_size, keep_bos=config.keep_bos, skip=skip,
         tokens=todo.rows,
     )  # fmt: skip
-
-
-def _fill(
-    writer: store.Writer,
-    reader: SiteReader,
-    stream: Iterator[tuple[TokenBatch, dict[str, torch.Tensor] | None]],
-    progress: Progress | None,
-) -> None:
-    """Forward what is not stored yet, until the writer is full or the text at its end."""
-    # Whole batches are skipped without a forward pass. One that is stored in part runs as it ran the first time, because
-    # another batch shape could round otherwise.
-    skip = writer.resume_offered
-    begun, seconds = time.perf_counter(), {"forward": 0.0, "text": 0.0, "disk": 0.0}
-    rows_before = writer.rows
-
-    def timed(what: str, call: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        try:
-            return call()
-        finally:
-            seconds[what] += time.perf_counter() - start
-
-    while not writer.full:
-        entry = timed("text", lambda: next(stream, None))
-        if entry is None:
-            return
-        batch, rows = entry
-        if skip >= batch.kept:
-            skip -= batch.kept
-            continue
-        forwarded_before = rows is not None
-        rows = rows or timed("forward", lambda b=batch: reader.read(b.ids, b.keep))
-        acts = {site: x[skip:] for site, x in rows.items()}
-        columns = {name: values[skip:] for name, values in batch.columns().items()}
-        skip = 0
-        timed("disk", lambda a=acts, c=columns: writer.add(a, c))
-        if forwarded_before:  # its forward pass is in no time that is told here
-            rows_before = writer.rows
-        if progress is not None:
-            elapsed = time.perf_counter() - begun
-            figures: dict[str, object] = {
-                "tokens_per_s": (writer.rows - rows_before) / elapsed,
-                "bytes_written": writer.bytes_written,
-                "dropped": writer.dropped,
-                **{f"{what}_share": spent / elapsed for what, spent in seconds.items()},
-            }
-            progress(writer.rows, figures)
 
 
 def _joined(todo: Plan) -> store.Store | None:
@@ -177,6 +144,7 @@ def _create(todo: Plan, bos: int, separator: int | None, skip: tuple[int, ...]) 
             "hook": config.hooks[0] if len(config.hooks) == 1 else list(config.hooks),
             "layers": list(config.layers),
             "model_dtype": str(todo.model_dtype).removeprefix("torch."),
+            "compiled": config.compile,
             "context": config.context,
             "dataset": list(todo.text.datasets) or todo.text.name,
             "split": config.split,

@@ -21,7 +21,7 @@ from .layout import BLOCK
 HELD_OUT_SHARE = 20
 HELD_OUT_ROWS = 65536
 HELD_OUT_SEED = 20240607
-AHEAD = 2
+AHEAD = 1
 OPEN_FILES = 128
 
 Split = Literal["train", "held_out", "all"]

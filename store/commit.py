@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 
+from ..devices import work_alone
 from .files import block_and_whole_crcs, crc_bytes, crc_of, write_files
 from .layout import BLOCK, Array
 from .manifest import Line, Log, encode
@@ -37,26 +39,28 @@ def commit_chunk(
         OSError: the disk did not take it; the chunk then does not count.
     """
     parts = {a.path: _padded(a, rows[a.path], plan.chunk_rows) for a in plan.arrays}
-    line = _line(plan, chunk, parts, norms, at)
-    before = log.lines.get(chunk)
-    if before is not None:
-        if before.same_rows(line):
-            return False
-        # The resumed source gives other rows than the first time: the old chunk must stop counting before it goes.
-        log.withdraw(chunk)
-    write_files(
-        [
-            (
-                a.chunk_path(plan.path, chunk),
-                [*(p.reshape(-1).view(np.uint8).data for p in parts[a.path]), memoryview(crc_bytes(line.crc32c[a.path]))],
-            )
-            for a in plan.arrays
-        ],
-        # Half of all syncs: a resume looks whether each committed chunk's files are there, and publishing syncs the folders.
-        sync_folders=False,
-    )
-    log.commit(line)
+    # The rows are on their way to the disk while their checksums and sums are taken.
+    with ThreadPoolExecutor(1, initializer=work_alone) as beside:
+        line = beside.submit(_line, plan, chunk, parts, norms, at)
+        before = log.lines.get(chunk)
+        if before is not None:
+            if before.same_rows(line.result()):
+                return False
+            # The resumed source gives other rows than the first time: the old chunk must stop counting before it goes.
+            log.withdraw(chunk)
+        write_files(
+            [(a.chunk_path(plan.path, chunk), _contents(a, parts[a.path], line)) for a in plan.arrays],
+            # Half of all syncs: a resume looks whether each committed chunk's files are there, and publishing syncs the folders.
+            sync_folders=False,
+        )
+        log.commit(line.result())
     return True
+
+
+def _contents(array: Array, parts: Sequence[np.ndarray], line: Future[Line]) -> Iterator[memoryview]:
+    """A chunk file's bytes: the rows, then their checksum once it is known."""
+    yield from (part.reshape(-1).view(np.uint8).data for part in parts)
+    yield memoryview(crc_bytes(line.result().crc32c[array.path]))
 
 
 def _line(

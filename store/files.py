@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def _write_part(fd: int, data: memoryview) -> None:
     write_all(fd, data)
 
 
-def write_files(files: Sequence[tuple[AnyPath, Sequence[memoryview]]], *, sync_folders: bool = True) -> None:
+def write_files(files: Sequence[tuple[AnyPath, Iterable[memoryview]]], *, sync_folders: bool = True) -> None:
     """Durably write each (path, parts), each file whole or not at all; in the order given on an object store.
 
     Args:
@@ -90,7 +90,7 @@ def write_files(files: Sequence[tuple[AnyPath, Sequence[memoryview]]], *, sync_f
     Raises:
         OSError: as the system says, with the file's name.
     """
-    local: list[tuple[Path, Sequence[memoryview]]] = []
+    local: list[tuple[Path, Iterable[memoryview]]] = []
     for path, parts in files:
         if isinstance(path, RemotePath):
             path.write_bytes(b"".join(parts))
@@ -100,7 +100,7 @@ def write_files(files: Sequence[tuple[AnyPath, Sequence[memoryview]]], *, sync_f
         _write_local(local, sync_folders)
 
 
-def _write_local(files: Sequence[tuple[Path, Sequence[memoryview]]], sync_folders: bool) -> None:
+def _write_local(files: Sequence[tuple[Path, Iterable[memoryview]]], sync_folders: bool) -> None:
     """Durably write each (path, parts): all to temporary names, all fsynced, all renamed, then perhaps their folders synced.
 
     Together rather than one by one: a journalling file system makes the fsyncs of a group with little more than one commit.

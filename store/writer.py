@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..devices import work_alone, working_alone
 from ..errors import StoreError
 from .commit import commit_chunk
 from .files import Lock
@@ -50,7 +51,7 @@ class Writer:
         self._next_generation, self.rows, self.offered = plan.committed(log.lines)
         self.bytes_written = 0
         self._count = threading.Lock()
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="splinterp-store")
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="splinterp-store", initializer=work_alone)
         self._generation: Generation | None = None
         self._buffers: list[Buffers | None] = [None, None]
         self._running: list[list[Future[None]]] = [[], []]
@@ -106,9 +107,10 @@ class Writer:
         # What is on a GPU comes over whole; on the CPU rows are looked at and put into the pool while they are in the cache.
         step = PIECE if all(x.device.type == "cpu" for x in activations.values()) else n
         accepted = 0
-        for a in range(0, n, max(1, step)):
-            part = slice(a, min(n, a + step))
-            accepted += self._take({s: x[part] for s, x in activations.items()}, {c: v[part] for c, v in numbers.items()})
+        with working_alone():
+            for a in range(0, n, max(1, step)):
+                part = slice(a, min(n, a + step))
+                accepted += self._take({s: x[part] for s, x in activations.items()}, {c: v[part] for c, v in numbers.items()})
         if self._generation is not None:
             self._whole = Kept(self._generation.index, self._generation.fill, self.offered)
             if time.monotonic() - self._safe_at > SPILL_SECONDS:

@@ -121,7 +121,9 @@ def test_a_transcoders_pair_is_what_the_mlp_takes_and_gives(config, model_dir, t
 
 def test_bfloat16_is_hugging_faces_bit_for_bit_and_float32_within_its_rounding(config, model_dir, tokenizer):
     rows, ids = rows_and_ids(dataclasses.replace(config, model_dtype="bfloat16", dtype="bfloat16"), tokenizer)
-    expected = reference(model_dir, ids, torch.bfloat16)
+    # GPT-2's tanh GELU is run as one kernel, which rounds once; Hugging Face's own takes eight steps.
+    fused = {"activation_function": "gelu_pytorch_tanh"} if model_dir.name == "gpt2" else {}
+    expected = reference(model_dir, ids, torch.bfloat16, **fused)
     exact = reference(model_dir, ids, torch.float32)
     for site, x in rows.items():
         assert torch.equal(x, expected[site][1:]), site

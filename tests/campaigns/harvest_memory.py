@@ -1,0 +1,53 @@
+"""See that what a harvest takes of memory does not grow with its length.
+
+    python tests/campaigns/harvest_memory.py 1 10
+
+For each number: a harvest of the embedded model, by a process of its own, whose rows fill the shuffle pool (16 MiB) that many times over.
+The figures are peaks of resident memory in MiB. Exit code 1 if the longest harvest takes over 5 % more than the shortest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+MEMORY = 2**24
+ROW_BYTES = 192 * 2
+
+HARVEST = """
+import re, sys
+from splinterp import cli
+try:
+    cli.main(["harvest", "--tokens", sys.argv[1], "--memory", sys.argv[2], "--out", sys.argv[3]])
+finally:
+    # Of this process image alone: ru_maxrss would be the parent's where that is larger.
+    print(int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) // 1024)
+"""
+
+
+def peak(pools: float, folder: Path) -> tuple[int, int]:
+    """(rows, peak in MiB)."""
+    rows = int(pools * MEMORY / ROW_BYTES)
+    command = [sys.executable, "-c", HARVEST, str(rows), f"{MEMORY}B", str(folder / f"{pools}.zarr")]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return rows, int(told.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pools", type=float, nargs="+")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="splinterp-memory-") as folder:
+        found = [peak(pools, Path(folder)) for pools in sorted(args.pools)]
+    print("| pools | rows | peak MiB |")
+    print("|---|---|---|")
+    for pools, (rows, mib) in zip(sorted(args.pools), found, strict=True):
+        print(f"| {pools:g} | {rows:,} | {mib} |")
+    sys.exit(found[-1][1] > 1.05 * found[0][1])
+
+
+if __name__ == "__main__":
+    main()

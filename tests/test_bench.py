@@ -1,0 +1,69 @@
+"""The benchmarks run, on sizes that say nothing, and give the figures they promise."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from splinterp.bench import architectures, contest
+from splinterp.bench.harvest import OURS, HarvestBench, run, table
+from splinterp.errors import SplinterpError
+
+
+def test_a_share_is_of_the_limit_in_the_same_round():
+    shares = contest.compare({"limit": [1.0, 2.0, 4.0], "x": [2.0, 2.0, 2.0]}, "limit")
+    assert shares["x"] == {"median": 1.0, "low": 0.5, "high": 2.0}
+
+
+def test_every_contender_runs_once_a_round():
+    ran = []
+    seconds = contest.measure({n: (lambda n=n: ran.append(n)) for n in "abc"}, 4, lambda _: None, lambda: None)
+    assert sorted(ran) == sorted("abc" * 4)
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 4, "b": 4, "c": 4}
+    assert ran != ["a", "b", "c"] * 4
+
+
+@pytest.fixture
+def torch_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_the_harvest_bench(gpt2_dir, tmp_path, torch_threads):
+    steps = []
+    config = HarvestBench(
+        model=str(gpt2_dir), layer=2, context=16, tokens=300, free_tokens=600, batch_size=4, rounds=2, folder=tmp_path
+    )
+    result = run(config, lambda: steps.append(1))
+    assert len(steps) == config.steps
+    assert result["tokens"] == 320  # whole batches
+    for title in ("of the bare forward", "of TransformerLens", "of one site", "of raw writing"):
+        assert all(share["low"] > 0 for share in result["ratios"][title].values())
+    assert result["ratios"]["of the bare forward"][OURS]["median"] > 0
+    assert json.loads(json.dumps(result)) == result
+    assert "tokens/s" in table(result)
+    assert not os.listdir(tmp_path)
+
+
+def test_the_architectures_are_the_true_ones():
+    gpt2, gemma = map(architectures.configuration, architectures.ARCHITECTURES)
+    assert (gpt2.n_embd, gpt2.n_layer, gpt2.n_head, gpt2.vocab_size) == (768, 12, 12, 50257)
+    assert (gemma.hidden_size, gemma.num_hidden_layers, gemma.intermediate_size) == (2304, 26, 9216)
+    assert (gemma.num_attention_heads, gemma.num_key_value_heads, gemma.head_dim, gemma.vocab_size) == (8, 4, 256, 256000)
+    assert (gemma.attn_logit_softcapping, gemma.final_logit_softcapping, gemma.sliding_window) == (50.0, 30.0, 4096)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"rounds": 0}, "rounds must be at least 1"),
+        ({"free_tokens": -1}, "must not be negative"),
+        ({"architecture": "gpt5"}, "no architecture 'gpt5'"),
+    ],
+)
+def test_mistakes(settings, sentence):
+    with pytest.raises(SplinterpError, match=sentence):
+        run(HarvestBench(**settings))
