@@ -151,6 +151,28 @@ def harvest(
         list[int] | None, typer.Option(help="Id of a token whose rows are left out of the store; may be repeated.")
     ] = None,
     skip_special: Annotated[bool, typer.Option("--skip-special", help="Leave out the rows of all special tokens.")] = False,
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Positions whose rows are stored, in a row of the model's input, where 0 is BOS's: last (the last token of the text), "
+            "5, 1:64, 64:, :64, several with commas between them. \\[default: all]",
+        ),
+    ] = None,
+    every: Annotated[
+        int,
+        typer.Option(
+            parser=quantity, help="Store only every so many-th of the tokens that would be stored, counted through the text."
+        ),
+    ] = 1,
+    drop_outliers: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FACTOR",
+            help="Leave out rows with a norm above so many times the median norm of the first batch, at any site, and store others in "
+            "their place. \\[default: none is left out]",
+        ),
+    ] = None,
     separator: Annotated[str, typer.Option(help="Between packed documents: bos, eos or none.")] = "bos",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     trust_remote_code: Annotated[
@@ -175,6 +197,7 @@ def harvest(
         text_column=text_column, tokens_column=tokens_column, packing=packing, skip_tokens=tuple(skip_token or ()), skip_special=skip_special, tokens=tokens, context=context, batch_size=_unless_auto(batch_size, parse_quantity, "--batch-size"), dtype=dtype,
         model_dtype=model_dtype, compile=compile_blocks, device=device, out=place(out), seed=seed, keep_bos=keep_bos, separator=separator, revision=revision,
         trust_remote_code=trust_remote_code, resume=resume, force=force, memory=parse_bytes(memory),
+        positions=positions, every=every, drop_outliers=drop_outliers,
     )  # fmt: skip
     planned = stage.plan(config)
     ranks = planned.ranks
@@ -512,14 +535,16 @@ def _unless_auto(text: str, parse: Callable[[str], T], option: str) -> T | None:
 
 def _say_store(store: Store, asked: int | None = None) -> None:
     facts = store.info()
-    dropped = f", {facts['dropped_non_finite']:,} non-finite rows left out" if facts["dropped_non_finite"] else ""
+    dropped = [(facts["dropped_non_finite"], "non-finite rows"), (facts["dropped_outliers"], "outliers")]
+    told = "".join(f", {n:,} {what} left out" for n, what in dropped if n)
     out_console.print(
-        f"{store.path}: {store.rows:,} rows, {', '.join(store.sites)}, {format_bytes(facts['bytes'])}{dropped}.", markup=False, soft_wrap=True
+        f"{store.path}: {store.rows:,} rows, {', '.join(store.sites)}, {format_bytes(facts['bytes'])}{told}.", markup=False, soft_wrap=True
     )  # fmt: skip
     if asked is not None and store.rows < asked:
+        why = "the text was too short" if facts["short"] else "ranks do not make up for rows that are left out"
         err_console.print(
-            f"Note: the text was too short for {asked:,} rows; the store holds what it gave, once.", style="yellow", soft_wrap=True
-        )  # fmt: skip
+            f"Note: {why}, so the store has {store.rows:,} rows and not {asked:,}.", style="yellow", soft_wrap=True
+        )
 
 
 def _site_of(sae: SAE, store: Store) -> str | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..errors import ModelError, SplinterpError, TextError
 from ..store.places import AnyPath, place
 from .hooks import HOOKS, site_name
+from .selection import parse_positions
 
 EMBEDDED = "tiny"
 STORE_DTYPES = ("bfloat16", "float16", "float32")
@@ -67,6 +69,15 @@ class HarvestConfig:
     """Token ids whose rows are left out of the store; they go through the model like any other."""
     skip_special: bool = False
     """Leave out the rows of all of the tokenizer's special tokens as well."""
+    positions: str | None = None
+    """Positions of the model's input whose rows are stored: "last" (a row's last token of the text), positions and half-open
+    ranges (5, a:b, a:, :b), separated by commas; 0 is BOS's place. Kept in order, without repetitions. None: all."""
+    every: int = 1
+    """Store only the first and every `every`-th after it of the tokens that would be stored otherwise, counted through the whole
+    text. Where all rows of the input keep equally many, take a number without a factor in common, or the same positions recur."""
+    drop_outliers: float | None = None
+    """Leave out rows whose norm at some site is above this many times that site's median norm in the first batch of the text;
+    others take their place, except with several ranks."""
     separator: str = "bos"
     """What stands between two documents in a packed row: "bos", "eos" or "none"."""
     revision: str | None = None
@@ -103,6 +114,14 @@ class HarvestConfig:
             raise SplinterpError("BOS is a special token, so its rows cannot be both kept and skipped; drop one of the two.")
         if self.context < 2:
             raise TextError(f"A context of {self.context} has no room for text behind BOS; give at least 2.")
+        if self.positions is not None:
+            object.__setattr__(self, "positions", str(parse_positions(self.positions, self.context, self.keep_bos)))
+        if self.drop_outliers is not None and not 1 < self.drop_outliers < math.inf:
+            raise SplinterpError(
+                f"Outliers are told by a factor above 1 of the median norm, for example 10, not by {self.drop_outliers:g}."
+            )
+        if self.every < 1:
+            raise SplinterpError(f"Of every {self.every} tokens none can be stored; give at least 1.")
         for what, value in (("number of tokens", self.tokens), ("batch size", self.batch_size), ("memory", self.memory)):
             if value is not None and value < 1:
                 raise SplinterpError(f"The {what} must be at least 1, not {value}.")

@@ -16,7 +16,7 @@ from .tokens import encode_documents, encoder, load_tokenizer, special_tokens
 
 # The attributes of a store that `evaluation_batches` takes, to see the text as the harvest did.
 AS_HARVESTED = (
-    "context", "split", "text_column", "tokens_column", "packing", "separator", "keep_bos", "skipped_token_ids", "seed",
+    "context", "split", "text_column", "tokens_column", "packing", "separator", "keep_bos", "skipped_token_ids", "positions", "seed",
 )  # fmt: skip
 
 
@@ -33,13 +33,14 @@ def evaluation_batches(
     separator: str = "bos",
     keep_bos: bool = False,
     skipped_token_ids: Sequence[int] = (),
+    positions: str | None = None,
     seed: int = 0,
     revision: str | None = None,
     device: str = "auto",
 ) -> tuple[Any, Iterator[tuple[torch.Tensor, torch.Tensor]]]:
     """A TransformerLens bridge with all of the model's blocks, and batches of text for it: about `tokens` tokens, in whole rows.
 
-    Each batch is (ids [B, T] int64, mask [B, T] bool: True where a harvest would keep the row), on the model's device.
+    Each batch is (ids [B, T] int64, mask [B, T] bool: True where a harvest of every token would keep the row), on the model's device.
 
     Raises:
         ModelError, TextError: as `plan`.
@@ -61,7 +62,7 @@ def evaluation_batches(
         left = tokens
         for batch in arranged(
             documents, packing, context=context, bos=bos, separator=between, keep_bos=keep_bos, skip=tuple(skipped_token_ids),
-            batch_size=auto_batch_size(context, facts.n_heads, on, dtype), tokens=tokens,
+            batch_size=auto_batch_size(context, facts.n_heads, on, dtype), tokens=tokens, positions=positions,
         ):  # fmt: skip
             rows = min(len(batch.ids), -(-left // batch.ids.shape[1]))
             yield torch.from_numpy(batch.ids[:rows]).to(on), torch.from_numpy(batch.keep[:rows]).to(on)

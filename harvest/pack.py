@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .selection import Positions, every_nth
+
 
 class Row(NamedTuple):
     """One packed row of t tokens (t is the context, but for the last row of all).
@@ -99,29 +101,53 @@ def pack(documents: Iterable[tuple[int, np.ndarray]], context: int, bos: int | N
         yield take_row()
 
 
-def keep_mask(ids: np.ndarray, text: np.ndarray, keep_special: bool, skip: Sequence[int] = ()) -> np.ndarray:
-    """Which tokens' activations go into the store: those of the text, and packing's own on request, but for the ids in `skip`."""
+def keep_mask(
+    ids: np.ndarray, text: np.ndarray, keep_special: bool, skip: Sequence[int] = (), positions: Positions | None = None
+) -> np.ndarray:
+    """Which tokens' activations go into the store, for ids and text [..., T]: those of the text, and packing's own on request,
+    but for the ids in `skip`; of these the ones at `positions`, for which a row's last token is its last that is left of the text.
+    """
     kept = np.ones_like(text) if keep_special else text
-    return kept & ~np.isin(ids, skip) if len(skip) else kept
+    if len(skip):
+        kept = kept & ~np.isin(ids, skip)
+    return kept if positions is None else kept & positions.mask(text & kept)
 
 
-def batches(rows: Iterable[Row], batch_size: int, keep_special: bool, skip: Sequence[int] = ()) -> Iterator[TokenBatch]:
+def batches(
+    rows: Iterable[Row],
+    batch_size: int,
+    keep_special: bool,
+    skip: Sequence[int] = (),
+    positions: Positions | None = None,
+    every: int = 1,
+) -> Iterator[TokenBatch]:
     """Stack consecutive rows of one length, at most `batch_size` of them, into batches."""
-    return stacked(enumerate(rows), batch_size, keep_special, skip)
+    return stacked(enumerate(rows), batch_size, keep_special, skip, positions, every)
 
 
 def stacked(
-    rows: Iterable[tuple[int, Row]], batch_size: int, keep_special: bool, skip: Sequence[int] = ()
+    rows: Iterable[tuple[int, Row]],
+    batch_size: int,
+    keep_special: bool,
+    skip: Sequence[int] = (),
+    positions: Positions | None = None,
+    every: int = 1,
 ) -> Iterator[TokenBatch]:
-    """`batches` of rows that bring their numbers with them. A batch of which nothing is kept is left out."""
+    """`batches` of rows that bring their numbers with them. A batch of which nothing is kept is left out.
+
+    Of the tokens that `keep_mask` keeps, the first and every `every`-th after it is kept, whatever the batches.
+    """
+    before = 0
     for _, same_length in groupby(rows, key=lambda numbered: len(numbered[1].ids)):
         while group := list(islice(same_length, batch_size)):
             ids, text = np.stack([row.ids for _, row in group]), np.stack([row.text for _, row in group])
+            keep = keep_mask(ids, text, keep_special, skip, positions)
             batch = TokenBatch(
                 ids=ids,
                 sequence=np.array([number for number, _ in group], np.uint32),
                 document=np.stack([row.document for _, row in group]),
-                keep=keep_mask(ids, text, keep_special, skip),
+                keep=keep if every == 1 else every_nth(keep, every, before),
             )
+            before += int(np.count_nonzero(keep))
             if batch.kept:
                 yield batch

@@ -57,7 +57,9 @@ def probe(todo: Plan) -> Probe:
             if len(rates) >= MOST_BATCHES or (len(rates) > 1 and sum(seconds for _, seconds in rates[1:]) > SECONDS):
                 break
     if not rates:
-        raise TextError(f"{todo.text.name} holds no text to harvest: all its documents are empty.")
+        raise TextError(
+            f"{todo.text.name} holds no text to harvest: all its documents are empty, or none of their tokens is kept."
+        )
     counted = rates[1:] or rates
     rate = sum(tokens for tokens, _ in counted) / sum(seconds for _, seconds in counted)
     return Probe(rate, todo.rows / rate / todo.ranks.world, _free(todo))

@@ -22,6 +22,7 @@ from .fill import Progress, fill
 from .first import check_first_rows
 from .forward import SiteReader
 from .model import load_bridge
+from .outliers import norm_bounds
 from .pack import TokenBatch
 from .plan import COLUMNS, Plan, plan
 from .prefetch import prefetched
@@ -70,14 +71,20 @@ def harvest(
             if first is None and share.seen:
                 raise TextError(f"{todo.text.name} is too short for {todo.ranks.world} ranks; start fewer.")
             if first is None:
+                shorter = f", or too short for the positions {config.positions}" if config.positions else ""
                 raise TextError(
-                    f"{todo.text.name} holds no text to harvest: all its documents are empty, or made of skipped tokens."
+                    f"{todo.text.name} holds no text to harvest: all its documents are empty, or made of skipped tokens{shorter}."
                 )
             reader = reader or load_reader(todo, tokenizer)
+            max_norms = None
             with compile_sentences(todo.checkpoint.name):
                 rows = reader.read(first.ids, first.keep)
-            check_first_rows(rows, todo)
-            writer = _create(todo, bos, separator, skip)
+                check_first_rows(rows, todo)
+                if config.drop_outliers is not None:
+                    # Of the stream's first batch on every rank, so that all measure outliers by the same rows.
+                    opening = share.first if todo.ranks.several else None
+                    max_norms = norm_bounds(reader.read(opening.ids, opening.keep) if opening else rows, config.drop_outliers)
+            writer = _create(todo, bos, separator, skip, max_norms)
             if writer is None:
                 return _joined(todo)
             with writer:
@@ -118,7 +125,7 @@ def token_batches(todo: Plan, tokenizer: Any, bos: int, separator: int | None, s
     return arranged(
         encode_documents(encoder(tokenizer), texts, todo.facts.vocabulary, todo.checkpoint.name), config.packing,
         context=config.context, bos=bos, separator=separator, batch_size=todo.batch_size, keep_bos=config.keep_bos, skip=skip,
-        tokens=todo.rows,
+        tokens=todo.rows, positions=config.positions, every=config.every,
     )  # fmt: skip
 
 
@@ -127,7 +134,9 @@ def _joined(todo: Plan) -> store.Store | None:
     return store.join(todo.config.out)
 
 
-def _create(todo: Plan, bos: int, separator: int | None, skip: tuple[int, ...]) -> store.Writer | None:
+def _create(
+    todo: Plan, bos: int, separator: int | None, skip: tuple[int, ...], max_norms: dict[str, float] | None
+) -> store.Writer | None:
     """The writer of the store, or of this rank's part; None when this rank has ended before a resume."""
     config, ranks = todo.config, todo.ranks
     told: dict[str, Any] = {
@@ -137,6 +146,7 @@ def _create(todo: Plan, bos: int, separator: int | None, skip: tuple[int, ...]) 
         "seed": config.seed,
         "memory": config.memory,
         "resume": config.resume,
+        "max_norms": max_norms,
         "attributes": {
             "model": todo.checkpoint.name,
             "revision": todo.checkpoint.revision,
@@ -159,6 +169,9 @@ def _create(todo: Plan, bos: int, separator: int | None, skip: tuple[int, ...]) 
             "tokens": todo.rows,
             "packing": config.packing,
             "skipped_token_ids": list(skip),
+            "positions": config.positions,
+            "every": config.every if config.every > 1 else None,  # as stores that were begun without it say nothing
+            "drop_outliers": config.drop_outliers,
         },
     }
     if ranks.several:

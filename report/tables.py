@@ -10,7 +10,7 @@ from rich.table import Table
 from ..quantities import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
-    from ..harvest import Plan, Probe
+    from ..harvest import HarvestConfig, Plan, Probe
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -21,11 +21,21 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print(
         f"Harvest {plan.checkpoint.name} ({plan.facts.architecture}, {str(plan.model_dtype).removeprefix('torch.')} on {plan.device}) "
         f"at {', '.join(f'{site} (width {width})' for site, width in plan.sites.items())}\n"
-        f"  text {plan.text.name}, {rows}, {plan.batch_size} rows a forward pass\n"
+        f"  text {plan.text.name}, {rows}, {plan.batch_size} rows a forward pass{_chosen(plan.config)}\n"
         f"  {plan.rows:,} rows a site in {plan.config.dtype}, at most {format_bytes(plan.bytes)} in chunks of "
         f"{plan.chunk_rows:,} rows -> {plan.config.out}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
+
+
+def _chosen(config: HarvestConfig) -> str:
+    """A line on which rows are stored, where not all are."""
+    chosen = [
+        *([f"positions {config.positions}"] if config.positions else []),
+        *([f"one in {config.every:,}"] if config.every > 1 else []),
+        *([f"none above {config.drop_outliers:g} times the median norm"] if config.drop_outliers else []),
+    ]
+    return f"\n  of its tokens {', '.join(chosen)}" if chosen else ""
 
 
 def print_probe(console: Console, plan: Plan, found: Probe) -> None:
@@ -63,6 +73,13 @@ def print_info(console: Console, facts: dict[str, Any]) -> None:
     for site in facts["sites"]:
         sites.add_row(site["name"], f"{site['rows']:,}", str(site["d"]), site["dtype"], f"{site['mean_norm']:.4g}")
     console.print(sites)
+    for site in facts["sites"]:
+        if site["median_norm"] is not None:  # unknown in older stores
+            console.print(
+                f"  {site['name']}: median norm {site['median_norm']:.3g}, {site['outliers']:,} rows ({site['outlier_share']:.2%}) "
+                "above 10 times that",
+                markup=False, highlight=False, soft_wrap=True,
+            )  # fmt: skip
     rest = {
         k: v for k, v in facts.items() if k not in ("path", "status", "rows", "bytes", "sites", "versions") and v is not None
     }

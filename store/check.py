@@ -99,6 +99,9 @@ def _sound(ours: dict[str, Any]) -> bool:
         and len(sites) > 0
         and all(type(d) is int and d > 0 for d in sites.values())
         and isinstance(ours.get("metadata_crc32c", {}), dict)
+        and isinstance(ours.get("max_norms", {}), dict)
+        and all(type(norm) is float for norm in ours.get("max_norms", {}).values())
+        and type(ours.get("dropped_outliers", 0)) is int
         and isinstance(columns, list)
         and all(isinstance(name, str) for name in columns)
         and ours.get("compression", COMPRESSION) == COMPRESSION

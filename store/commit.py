@@ -10,6 +10,7 @@ import torch
 
 from ..devices import work_alone
 from .files import block_and_whole_crcs, crc_bytes, crc_of, write_files
+from .histogram import norm_histogram
 from .layout import BLOCK, Array
 from .manifest import Line, Log, encode
 from .plan import Plan
@@ -23,14 +24,14 @@ def commit_chunk(
     chunk: int,
     rows: Mapping[str, np.ndarray],
     norms: Mapping[str, np.ndarray],
-    at: tuple[int, int, int, int],
+    at: tuple[int, int, int, int, int],
 ) -> bool:
     """Store chunk `chunk` for good, unless the log says that these very rows are.
 
     Args:
         rows: by array path [n, d] or [n] in the storage dtype, n <= chunk_rows.
         norms: by site the Euclidean norms [n] of its rows.
-        at: where the source stood: a line's generation, generation_rows, offered and dropped.
+        at: where the source stood: a line's generation, generation_rows, offered, dropped and dropped_outliers.
 
     Returns:
         Whether anything was written.
@@ -68,7 +69,7 @@ def _line(
     chunk: int,
     parts: Mapping[str, list[np.ndarray]],
     norms: Mapping[str, np.ndarray],
-    at: tuple[int, int, int, int],
+    at: tuple[int, int, int, int, int],
 ) -> Line:
     blocks, sums, norm_sums, crcs = {}, {}, {}, {}
     for array in plan.arrays:
@@ -82,7 +83,8 @@ def _line(
         r = norms[site]
         norm_sums[site] = [float(r.sum()), float((r * r).sum()), float(r.min()), float(r.max())]
     n = len(parts[plan.arrays[0].path][0])
-    return Line(chunk, n, crcs, blocks, sums, norm_sums, *at)
+    histograms = {site: norm_histogram(norms[site]) for site in plan.sites}
+    return Line(chunk, n, crcs, blocks, sums, norm_sums, *at, histograms=histograms)
 
 
 def _padded(array: Array, rows: np.ndarray, chunk_rows: int) -> list[np.ndarray]:

@@ -75,6 +75,7 @@ def copy(
         seed=told["seed"],
         memory=MEMORY,
         chunk_rows=store.chunk_rows,
+        max_norms=told.get("max_norms"),
     )
     plan = replace(plan, pool_chunks=told["pool_chunks"], compression=COMPRESSION if compress else None)
     largest = max(sum(array.row_bytes for array in group) for group in _groups(plan))
@@ -91,9 +92,8 @@ def copy(
         finally:
             log.close()
         means = {name: site.mean.numpy() for name, site in store.sites.items()}
-        publish_complete(
-            replace(plan, attributes=told_of(store)), log.lines, store.rows, told["offered_rows"], {}, lock.check, means
-        )
+        plan, outliers = replace(plan, attributes=told_of(store)), told.get("dropped_outliers", 0)
+        publish_complete(plan, log.lines, store.rows, told["offered_rows"], outliers, {}, lock.check, means)
     except OSError as error:
         lock.release()
         raise StoreError(

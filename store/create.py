@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from ..errors import StoreError
@@ -31,6 +33,7 @@ def create(
     resume: bool = False,
     force: bool = False,
     chunk_rows: int | None = None,
+    max_norms: Mapping[str, float] | None = None,
 ) -> Writer:
     """Begin writing a store.
 
@@ -46,6 +49,8 @@ def create(
         resume: go on with the interrupted store at `path`, or begin one if there is none.
         force: replace a splinterp store at `path`.
         chunk_rows: rows a chunk; None: 96 MiB chunks, smaller for small stores.
+        max_norms: by site, the Euclidean norm above which a row is left out at all sites, and counted. When resuming, those that the
+            store was begun with hold.
 
     Raises:
         StoreError: a parameter cannot be, `path` is taken or in use, or the interrupted store was made otherwise.
@@ -60,6 +65,7 @@ def create(
         seed=seed,
         memory=memory,
         chunk_rows=chunk_rows,
+        max_norms=max_norms,
     )
     return Writer(*begin(plan, resume=resume, force=force))
 
@@ -82,7 +88,7 @@ def begin(plan: Plan, *, resume: bool, force: bool) -> tuple[Plan, Log | RemoteL
                 saved = saved_attributes(plan.path)
                 if isinstance(plan.path, RemotePath) and saved.get("status") != "complete":
                     # Before its fence: one who cannot go on must not stop a writer who can.
-                    _same_plan(plan)
+                    begun_plan(plan, saved)
         # Resolved: --force on a link to a store has removed what the link points to.
         plan.path.resolve().mkdir(parents=True, exist_ok=True)
         lock = _lock(plan.path, take_over=resume or force)
@@ -93,12 +99,13 @@ def begin(plan: Plan, *, resume: bool, force: bool) -> tuple[Plan, Log | RemoteL
             # Somebody else may have made a store here between the first look and the lock.
             if not resume:
                 raise taken(plan.path)
-            if saved_attributes(plan.path).get("status") == "complete":
+            saved = saved_attributes(plan.path)
+            if saved.get("status") == "complete":
                 # Killed in its last moment, perhaps.
                 remove_remains(plan.path)
                 lock.release(remove=True)
                 raise StoreError(f"{plan.path} is complete; there is nothing to resume.")
-            plan = _same_plan(plan)
+            plan = begun_plan(plan, saved)
         publish_beginning(plan)
         log = _open_log(plan.path, lock)
         sync_folder(plan.path)
@@ -175,30 +182,27 @@ def _remove(path: AnyPath) -> None:
     shutil.rmtree(doomed)
 
 
-def _same_plan(plan: Plan) -> Plan:
-    """`plan` with the interrupted store's own pool size (which may follow from another memory budget).
+def begun_plan(plan: Plan, saved: dict[str, Any]) -> Plan:
+    """`plan` as the store with the attributes `saved` was begun: its pool may follow from another memory budget, its bounds on
+    norms from rows that come out otherwise in their last bits elsewhere.
 
     Raises:
         StoreError: the store was begun with other parameters: naming the first that differs.
     """
-    saved = saved_attributes(plan.path)
-    refuse_other_plan(plan, saved)
-    return Plan(**{**vars(plan), "pool_chunks": int(saved["pool_chunks"])})
-
-
-def refuse_other_plan(plan: Plan, saved: dict[str, Any]) -> None:
-    """Raises StoreError when a store with the attributes `saved` was begun otherwise than `plan`, naming what differs first.
-
-    The pool's size may differ: it follows from a memory budget.
-    """
-    asked = plan.root_attributes("writing", 0, {"pool_chunks": saved.get("pool_chunks")})
+    bounds = saved.get("max_norms")
+    same_sites = set(bounds or ()) == set(plan.max_norms or ())
+    begun = replace(plan, pool_chunks=saved.get("pool_chunks"), max_norms=bounds if same_sites else plan.max_norms)
+    asked = begun.root_attributes("writing", 0, {})
     saved = {key: value for key, value in saved.items() if key != "attributes_crc32c"} | {"rows": 0}
-    for key in [*RESERVED, *sorted({*asked, *saved} - set(RESERVED))]:
+    keys = [*RESERVED, *sorted({*asked, *saved} - set(RESERVED))]
+    # The bounds last: what the creator says of how they came about is told first.
+    for key in sorted(keys, key=lambda key: key == "max_norms"):
         if saved.get(key) != asked.get(key):
             raise StoreError(
                 f"{plan.path} was begun with {key} = {saved.get(key)}, not {asked.get(key)}: "
                 "resume it with the same settings, or begin anew with --force."
             )
+    return begun
 
 
 def _drop_lines_without_files(plan: Plan, log: Log | RemoteLog) -> None:

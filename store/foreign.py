@@ -16,6 +16,7 @@ import torch
 from ..errors import StoreError
 from .batches import RowReader
 from .files import read_json
+from .histogram import median_and_outliers, norm_histogram, summed
 from .layout import KEY, LOG, MANIFEST, METADATA, STORAGE
 from .pool import column_sums, row_norms
 from .reader import Site, Store
@@ -23,7 +24,7 @@ from .sources import SLAB_BYTES
 
 NOTE = "not a splinterp store: it is read through zarr, which is slower; `splinterp import` makes a store of it"
 CACHE_BYTES = 256 * 2**20
-STATISTICS = ("mean", "mean_norm", "rms_norm", "min_norm", "max_norm")
+STATISTICS = ("mean", "mean_norm", "rms_norm", "min_norm", "max_norm", "median_norm", "outliers")
 # What zarr and its codecs raise for damaged metadata or chunks.
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, RuntimeError)
 
@@ -120,17 +121,17 @@ class ForeignStore(Store):
 
     def info(self) -> dict[str, Any]:
         """As for any store, with `note`; the norms cost a pass over the rows the first time."""
-        names = ("name", "rows", "d", "dtype", "mean_norm", "rms_norm", "min_norm", "max_norm")
         return {
             "path": str(self.path),
             "note": self.note,
             "status": self.status,
             "rows": self.rows,
-            "sites": [{name: getattr(site, name) for name in names} for site in self.sites.values()],
+            "sites": [site.info() for site in self.sites.values()],
             **{key: self.attributes.get(key) for key in ("model", "dataset", "context")},
             "chunks": self.chunks,
             "bytes": sum(array.nbytes_stored() for array in self._zarr.values()),
             "dropped_non_finite": 0,
+            "dropped_outliers": 0,
             "fingerprint": self.fingerprint,
         }
 
@@ -156,6 +157,7 @@ class ForeignStore(Store):
         """
         site, digest = self.sites[name], hashlib.sha256()
         total, norm, square, low, high, bad = np.zeros(site.d), 0.0, 0.0, math.inf, 0.0, 0
+        histogram: dict[str, int] = {}
         for a, b in self.spans():
             x = self._read(site, a, b)
             norms = row_norms(x).numpy()
@@ -164,6 +166,7 @@ class ForeignStore(Store):
                 total += column_sums(x)
                 norm, square = norm + float(norms.sum()), square + float((norms * norms).sum())
                 low, high = min(low, float(norms.min())), max(high, float(norms.max()))
+                histogram = summed([histogram, norm_histogram(norms)])
                 digest.update(x.view(torch.uint8).numpy().data)
         if bad:
             raise StoreError(
@@ -172,7 +175,8 @@ class ForeignStore(Store):
             )
         self._digests[name] = digest.hexdigest()
         n = self.rows
-        statistics = (torch.from_numpy(total / n), norm / n, math.sqrt(square / n), low, high)
+        median_and_count = median_and_outliers(histogram, low, high)
+        statistics = (torch.from_numpy(total / n), norm / n, math.sqrt(square / n), low, high, *median_and_count)
         return dict(zip(STATISTICS, statistics, strict=True))
 
 

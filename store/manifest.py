@@ -1,8 +1,8 @@
 """One line a committed chunk: log.jsonl, appended to while writing, and manifest.jsonl, the table of contents afterwards.
 
 A chunk counts from the moment its line is on disk. A line holds the chunk's index, rows, the crc32c of each array's
-chunk and of every block of a site's rows, per site the column sums (float64) and the norms' (sum, sum of squares, min, max),
-and where the source stood at the end of the chunk's pool generation; in an archive also the size and checksum of each array's
+chunk and of every block of a site's rows, per site the column sums (float64), the norms' (sum, sum of squares, min, max) and
+histogram, and where the source stood at the end of the chunk's pool generation; in an archive also the size and checksum of each array's
 file. A later line for the same chunk replaces an earlier one.
 """
 
@@ -14,7 +14,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from ..errors import StoreError
 from .files import write_all, write_bytes
 from .places import AnyPath
 
+# What a line leaves out where it says nothing, as lines did before they had it.
+OPTIONAL = ("dropped_outliers", "histograms", "stored")
+
 
 @dataclass(frozen=True)
 class Line:
@@ -34,8 +37,9 @@ class Line:
     crc32c of each 256 rows of the chunk, without its padding, so that a reader can check what it reads without reading the chunk.
     `sums` is base64 of float64 little-endian vectors [d]; a finished store's manifest has none (its sites' metadata has the mean).
     `generation_rows` rows, in stream order, make up pool generation `generation`; when its last row had been taken,
-    the writer had been offered `offered` rows in all and had dropped `dropped` of them. `crc32c` is of the raw rows, and
-    `stored`, of an archive's lines only, gives by array path the compressed file's [bytes, crc32] (see stored.py).
+    the writer had been offered `offered` rows in all and had dropped `dropped` of them, `dropped_outliers` of these for their
+    norm. `histograms` is by site (see histogram.py); lines of older stores have none. `crc32c` is of the raw rows, and `stored`, of
+    an archive's lines only, gives by array path the compressed file's [bytes, crc32] (see stored.py).
     """
 
     chunk: int
@@ -48,6 +52,8 @@ class Line:
     generation_rows: int
     offered: int
     dropped: int
+    dropped_outliers: int = 0
+    histograms: dict[str, dict[str, int]] = field(default_factory=dict)
     stored: dict[str, list[int]] | None = None
 
     def same_rows(self, other: Line) -> bool:
@@ -61,7 +67,7 @@ class Line:
         )
 
     def encode(self) -> bytes:
-        value = {key: part for key, part in asdict(self).items() if key != "stored" or part is not None}
+        value = {key: part for key, part in asdict(self).items() if part or key not in OPTIONAL}
         return json.dumps(value, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 

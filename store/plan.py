@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,8 +36,10 @@ RESERVED = (
     "sites",
     "columns",
     "compression",
+    "max_norms",
     "offered_rows",
     "dropped_non_finite",
+    "dropped_outliers",
     "manifest_crc32c",
     "metadata_crc32c",
     "attributes_crc32c",
@@ -44,7 +48,10 @@ RESERVED = (
 
 @dataclass(frozen=True)
 class Plan:
-    """The parameters of a store being written. Two plans that are equal make byte-identical stores of one source."""
+    """The parameters of a store being written. Two plans that are equal make byte-identical stores of one source.
+
+    max_norms: by site, the Euclidean norm above which a row is left out, everywhere; None: no row is.
+    """
 
     path: AnyPath
     sites: dict[str, int]
@@ -56,6 +63,7 @@ class Plan:
     pool_chunks: int
     attributes: dict[str, Any] = field(default_factory=dict)
     compression: str | None = None
+    max_norms: dict[str, float] | None = None
 
     @property
     def arrays(self) -> list[Array]:
@@ -103,20 +111,22 @@ class Plan:
             "sites": dict(self.sites),
             "columns": list(self.columns),
             **({"compression": self.compression} if self.compression else {}),
+            **({"max_norms": self.max_norms} if self.max_norms else {}),
             **self.attributes,
             **more,
         }
 
-    def committed(self, lines: dict[int, Line]) -> tuple[int, int, int]:
-        """(generations, rows, offered) of the leading generations that are wholly committed."""
-        generation = rows = offered = 0
+    def committed(self, lines: dict[int, Line]) -> tuple[int, int, int, int]:
+        """(generations, rows, offered, dropped_outliers) of the leading generations that are wholly committed."""
+        generation = rows = offered = outliers = 0
         while size := self.generation_size(generation):
             done = [lines.get(i) for i in self.chunks_of(generation, size)]
             if any(line is None or line.generation_rows != size for line in done):
                 break
             rows, offered = rows + size, max(line.offered for line in done if line)
+            outliers = max(line.dropped_outliers for line in done if line)
             generation += 1
-        return generation, rows, offered
+        return generation, rows, offered, outliers
 
 
 def make_plan(
@@ -130,6 +140,7 @@ def make_plan(
     seed: int,
     memory: int,
     chunk_rows: int | None,
+    max_norms: Mapping[str, float] | None = None,
 ) -> Plan:
     """Validate a creator's parameters and choose chunk and pool sizes.
 
@@ -152,6 +163,11 @@ def make_plan(
     for what, value in (("rows", rows), ("chunk_rows", chunk_rows)):
         if value is not None and value < 1:
             raise StoreError(f"The store's {what} must be at least 1, not {value}.")
+    for name, largest in (max_norms or {}).items():
+        if name not in sites:
+            raise StoreError(f"There is no site '{name}' to bound the norms of; the sites are {', '.join(sites)}.")
+        if not 0 < largest < math.inf:
+            raise StoreError(f"The largest norm at site '{name}' must be a positive number, not {largest}.")
     if seed < 0:
         raise StoreError(f"The seed must not be negative, but it is {seed}.")
     plain = plain_attributes(attributes)
@@ -160,7 +176,8 @@ def make_plan(
     # A row in the pool also has a norm at each site, and a slot: 8 bytes each.
     pooled = sum(a.row_bytes for a in arrays) + 8 * (len(sites) + 1)
     pool = default_pool_chunks(pooled, size, rows, memory)
-    return Plan(path, dict(sites), dtype, tuple(columns), rows, seed, size, pool, plain)
+    bounds = {name: float(largest) for name, largest in max_norms.items()} if max_norms else None
+    return Plan(path, dict(sites), dtype, tuple(columns), rows, seed, size, pool, plain, max_norms=bounds)
 
 
 def plain_attributes(attributes: dict[str, Any] | None) -> dict[str, Any]:

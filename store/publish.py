@@ -46,6 +46,7 @@ def publish_complete(
     lines: dict[int, Line],
     rows: int,
     offered: int,
+    dropped_outliers: int,
     extra: dict[str, Any],
     check: Callable[[], None],
     means: Mapping[str, np.ndarray] | None = None,
@@ -69,7 +70,10 @@ def publish_complete(
         attributes = {"site": site, "d": d, "rows": rows, "torch_dtype": plan.dtype, "mean": mean.tolist(), **norms}
         metadata[plan.path / site / METADATA] = group_metadata(attributes)
     crcs = {str(path).removeprefix(f"{plan.path}/"): value for path, value in write_json(metadata).items()}
-    more = {"offered_rows": offered, "dropped_non_finite": offered - rows, "manifest_crc32c": crc, "metadata_crc32c": crcs}
+    dropped = {"dropped_non_finite": offered - rows - dropped_outliers}
+    if plan.max_norms:
+        dropped["dropped_outliers"] = dropped_outliers
+    more = {"offered_rows": offered, **dropped, "manifest_crc32c": crc, "metadata_crc32c": crcs}
     check()
     publish_root(plan, "complete", rows, {**extra, **more})
     remove_remains(plan.path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from ..errors import StoreError
 from .check import Contents, committed_lines, load
 from .commit import commit_chunk
-from .create import create, is_free, refuse_other_plan, saved_attributes, taken
+from .create import begun_plan, create, is_free, saved_attributes, taken
 from .files import Lock, file_crc, read_json, sync_folder
 from .layout import LOG, METADATA, RANKS, Array
 from .manifest import Line, Log
@@ -47,12 +48,14 @@ def create_rank(
     memory: int = 2**30,
     resume: bool = False,
     chunk_rows: int | None = None,
+    max_norms: Mapping[str, float] | None = None,
 ) -> Writer | None:
     """Begin, or with `resume` go on with, the part of rank `rank` of `world` in the store at `path`; all ranks give the same settings.
 
     Args:
         rows: rows wanted of all ranks together; each takes an even share. None: as many as come.
         memory: bytes that this rank's pool may take.
+        max_norms: as in `create`, but the ranks' bounds may differ in their numbers: those of the rank that begins first hold for all.
         Others as in `create`. There is no `force`: a rank cannot know whether another has begun already.
 
     Returns:
@@ -74,12 +77,13 @@ def create_rank(
         seed=seed,
         memory=memory,
         chunk_rows=chunk_rows,
+        max_norms=max_norms,
     )
     try:
         plan.path.mkdir(parents=True, exist_ok=True)
         lock = Lock(root, patience=PATIENCE)
         try:
-            _begin(plan, resume)
+            plan = _begin(plan, resume)
         finally:
             lock.release()
     except OSError as error:
@@ -103,6 +107,7 @@ def create_rank(
         memory=memory,
         resume=resume,
         chunk_rows=plan.chunk_rows,
+        max_norms=plan.max_norms,
     )
 
 
@@ -152,8 +157,11 @@ def _join(contents: Contents, parts: list[Contents]) -> None:
         for array in plan.arrays:
             sync_folder(plan.path / array.path)
         told = {k: v for k, v in parts[0].attributes.items() if k not in RESERVED and k not in plan.attributes and k != "rank"}
-        rows, offered = (sum(part.attributes[key] for part in parts) for key in ("rows", "offered_rows"))
-        publish_complete(plan, log.lines, rows, offered, told, lambda: None, {site: _mean(parts, site) for site in plan.sites})
+        rows, offered, outliers = (
+            sum(part.attributes.get(key, 0) for part in parts) for key in ("rows", "offered_rows", "dropped_outliers")
+        )
+        means = {site: _mean(parts, site) for site in plan.sites}
+        publish_complete(plan, log.lines, rows, offered, outliers, told, lambda: None, means)
     finally:
         log.close()
 
@@ -167,17 +175,17 @@ def _local(path: Location) -> Path:
     return where
 
 
-def _begin(plan: Plan, resume: bool) -> None:
-    """Make the store that holds the parts, unless another rank has."""
+def _begin(plan: Plan, resume: bool) -> Plan:
+    """Make the store that holds the parts, unless another rank has; returns the plan that holds for all."""
     if is_free(plan.path):
         publish_beginning(plan)
-        return
+        return plan
     saved = saved_attributes(plan.path)
     if saved.get("status") == "complete":
         if not resume:
             raise taken(plan.path)
         raise StoreError(f"{plan.path} is complete; there is nothing to resume.")
-    refuse_other_plan(plan, saved)
+    return begun_plan(plan, saved)
 
 
 def _part(root: Path, rank: int) -> Path:
@@ -201,6 +209,7 @@ def _plan_of(contents: Contents) -> Plan:
         known["chunk_rows"],
         known["pool_chunks"],
         own,
+        max_norms=known.get("max_norms"),
     )
 
 
@@ -231,7 +240,7 @@ def _write_tails(plan: Plan, log: Log, first: int, tails: list[tuple[Contents, L
     for i, a in enumerate(range(0, total, plan.chunk_rows)):
         rows = {array.path: _concatenated(array, tails, a, min(total, a + plan.chunk_rows)) for array in plan.arrays}
         norms = {s: row_norms(torch.from_numpy(rows[f"{s}/acts"]).view(plan.storage.torch)).numpy() for s in plan.sites}
-        commit_chunk(plan, log, first + i, rows, norms, (0, total, 0, 0))
+        commit_chunk(plan, log, first + i, rows, norms, (0, total, 0, 0, 0))
 
 
 def _concatenated(array: Array, tails: list[tuple[Contents, Line]], a: int, b: int) -> np.ndarray:

@@ -26,11 +26,15 @@ HEADER_BYTES = 4096
 
 @dataclass(frozen=True)
 class Kept:
-    """What the file holds: the first `fill` rows of pool generation `generation`, up to `offered` offered rows in all."""
+    """What the file holds: the first `fill` rows of pool generation `generation`, up to `offered` offered rows in all.
+
+    `dropped_outliers` of the offered rows had been left out for their norm.
+    """
 
     generation: int
     fill: int
     offered: int
+    dropped_outliers: int = 0
 
 
 def keep(plan: Plan, kept: Kept, slots: np.ndarray, buffers: Buffers) -> None:

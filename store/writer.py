@@ -42,13 +42,15 @@ class Writer:
     Attributes:
         rows: rows accepted so far in stream order, those of a resumed run included.
         offered: rows offered so far, those dropped included.
+        dropped_outliers: rows left out so far because a norm was above the plan's bound.
         resume_offered: how many offered rows an earlier run has kept; the caller offers the rows from there on.
         bytes_written: bytes of chunk files written by this process.
     """
 
     def __init__(self, plan: Plan, log: Log | RemoteLog, lock: Lock | Fence) -> None:
         self._plan, self._log, self._lock = plan, log, lock
-        self._next_generation, self.rows, self.offered = plan.committed(log.lines)
+        self._next_generation, self.rows, self.offered, self.dropped_outliers = plan.committed(log.lines)
+        self._bounds = {f"{site}/acts": largest for site, largest in (plan.max_norms or {}).items()}
         self.bytes_written = 0
         self._count = threading.Lock()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="splinterp-store", initializer=work_alone)
@@ -78,12 +80,12 @@ class Writer:
     @property
     def kept(self) -> int:
         """Rows that a resume begins with: those of wholly committed pool generations, and those of the pool kept by `close`."""
-        generation, rows, _ = self._plan.committed(self._log.lines)
+        generation, rows, *_ = self._plan.committed(self._log.lines)
         return rows + (self._spilled.fill if self._spilled.generation == generation else 0)
 
     @property
     def dropped(self) -> int:
-        """Rows left out so far because an element was not finite at some site, in the source's dtype or the store's."""
+        """Rows left out so far: outliers, and those with an element not finite at some site, in the source's dtype or the store's."""
         return self.offered - self.rows
 
     def add(self, activations: Mapping[str, torch.Tensor], columns: Mapping[str, Any] | None = None) -> int:
@@ -93,8 +95,8 @@ class Writer:
             activations: for every site [n, d], any floating dtype, any device; cast to the storage dtype, to nearest even.
             columns: for every column [n] whole numbers from 0 to 2**32 - 1, as array or tensor.
 
-        Rows that are not finite at some site (before or after the cast) are dropped everywhere and counted. Rows beyond
-        the planned number are ignored. Blocks while both pool buffers are waiting for the disk.
+        Rows that are not finite at some site (before or after the cast), or whose norm there is above the plan's bound, are dropped
+        everywhere and counted. Rows beyond the planned number are ignored. Blocks while both pool buffers are waiting for the disk.
 
         Raises:
             StoreError: wrong shapes, or a background write failed (a full disk); the store can then be resumed.
@@ -112,7 +114,7 @@ class Writer:
                 part = slice(a, min(n, a + step))
                 accepted += self._take({s: x[part] for s, x in activations.items()}, {c: v[part] for c, v in numbers.items()})
         if self._generation is not None:
-            self._whole = Kept(self._generation.index, self._generation.fill, self.offered)
+            self._whole = Kept(self._generation.index, self._generation.fill, self.offered, self.dropped_outliers)
             if time.monotonic() - self._safe_at > SPILL_SECONDS:
                 self._spill()
         return accepted
@@ -124,10 +126,13 @@ class Writer:
         rows, norms = self._cast(activations)
         rows |= columns
         n = len(next(iter(rows.values())))
-        finite = np.ones(n, bool)
-        for values in norms.values():
+        finite, outlying = np.ones(n, bool), np.zeros(n, bool)
+        for path, values in norms.items():
             finite &= np.isfinite(values)
-        kept = np.flatnonzero(finite)
+            if path in self._bounds:
+                outlying |= values > self._bounds[path]
+        outlying &= finite
+        kept = np.flatnonzero(finite & ~outlying)
         used = n
         if self.remaining is not None and len(kept) >= self.remaining:
             kept = kept[: self.remaining]
@@ -135,17 +140,22 @@ class Writer:
         if len(kept) < n:
             rows = {path: values[kept] for path, values in rows.items()}
             norms = {path: values[kept] for path, values in norms.items()}
-        base, done = self.offered, 0
+        offered, dropped = self.offered, self.dropped_outliers
+
+        def passed(count: int) -> None:
+            self.offered, self.dropped_outliers = offered + count, dropped + int(np.count_nonzero(outlying[:count]))
+
+        done = 0
         while done < len(kept):
             generation = self._generation or self._start_generation()
             part = slice(done, min(len(kept), done + generation.room))
             generation.put({p: v[part] for p, v in rows.items()}, {p: v[part] for p, v in norms.items()})
             self.rows += part.stop - done
             done = part.stop
-            self.offered = base + int(kept[done - 1]) + 1
+            passed(int(kept[done - 1]) + 1)
             if not generation.room:
                 self._drain(generation)
-        self.offered = base + used
+        passed(used)
         return len(kept)
 
     def finish(self, extra_attributes: dict[str, Any] | None = None) -> Store:
@@ -168,7 +178,9 @@ class Writer:
         self._log.close()
         self._closed = True
         try:
-            publish_complete(self._plan, self._log.lines, self.rows, self.offered, extra, self._lock.check)
+            publish_complete(
+                self._plan, self._log.lines, self.rows, self.offered, self.dropped_outliers, extra, self._lock.check
+            )
         except OSError as error:
             self._lock.release()
             raise StoreError(f"{self._plan.path} could not be finished: {error.strerror}. {_TAKEN}") from None
@@ -251,7 +263,8 @@ class Writer:
             if kept is not None:
                 generation.fill = kept.fill
                 self._spilled = self._whole = kept
-                self.rows, self.offered = self.rows + kept.fill, kept.offered
+                self.rows += kept.fill
+                self.offered, self.dropped_outliers = kept.offered, kept.dropped_outliers
 
     def _spill(self) -> None:
         """Keep the pool's rows in a file, as of the last whole `add`."""
@@ -269,9 +282,9 @@ class Writer:
         self._generation = None
         self._safe_at = time.monotonic()
         # Taken now: the caller goes on offering rows while the threads write.
-        at = (self.offered, self.dropped)
+        at = (generation.index, generation.fill, self.offered, self.dropped, self.dropped_outliers)
         self._running[generation.index % 2] = [
-            self._threads.submit(self._commit, generation, i, *at)
+            self._threads.submit(self._commit, generation, i, at)
             for i in self._plan.chunks_of(generation.index, generation.fill)
         ]
 
@@ -290,7 +303,7 @@ class Writer:
                 future.cancel()
             raise self._failure
 
-    def _commit(self, generation: Generation, chunk: int, offered: int, dropped: int) -> None:
+    def _commit(self, generation: Generation, chunk: int, at: tuple[int, int, int, int, int]) -> None:
         """Write chunk `chunk` of all arrays, then its line in the log. Runs in a background thread."""
         plan = self._plan
         self._lock.check()
@@ -298,7 +311,7 @@ class Writer:
         last = min(first + plan.chunk_rows, generation.fill)
         rows = {a.path: generation.rows(a.path, first, last) for a in plan.arrays}
         norms = {site: generation.norms(f"{site}/acts", first, last) for site in plan.sites}
-        if commit_chunk(plan, self._log, chunk, rows, norms, (generation.index, generation.fill, offered, dropped)):
+        if commit_chunk(plan, self._log, chunk, rows, norms, at):
             with self._count:
                 self.bytes_written += sum(a.chunk_bytes(plan.chunk_rows) for a in plan.arrays)
 

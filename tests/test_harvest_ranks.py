@@ -109,6 +109,7 @@ def test_torchrun_on_the_command_line(config, tmp_path):
         cwd=Path(tmp_path),
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("torchrun.zarr: 1,000 rows") == 1
+    # Told by the rank that ended last, or by both where they ended together.
+    assert "torchrun.zarr: 1,000 rows" in done.stdout
     assert rows(store.open(out)) == rows(harvest(config))
     assert np.array_equal(np.sort(store.open(out).column("sequence")), np.sort(store.open(config.out).column("sequence")))

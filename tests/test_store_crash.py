@@ -65,7 +65,7 @@ def test_the_reference_itself(reference):
 
 # The parent forks before torch has done anything, so children start in milliseconds and can be killed by the dozen.
 KILLER = """
-import os, random, signal, sys, time
+import json, os, random, signal, sys, time
 from pathlib import Path
 sys.path[:0] = [sys.argv[2]]
 import torch, numpy
@@ -77,7 +77,7 @@ import test_store_crash as t
 def child(path):
     # As if each run were slow, or only some moments of it: the pool is kept after every batch, sometimes, or never.
     writer.SPILL_SECONDS = [0, whole / 20, 300][os.getpid() % 3]
-    t.run(path, t.source(3500), resume=True)
+    t.run(path, t.source(3500), resume=True, **json.loads(sys.argv[5]))
     os._exit(0)
 
 def spawn(path):
@@ -113,9 +113,12 @@ print(kills)
 """
 
 
-def test_killed_and_resumed_is_byte_identical(tmp_path, reference):
+@pytest.mark.parametrize(("options", "stores"), [({}, 8), ({"max_norms": {SITE: 120.0}}, 4)])
+def test_killed_and_resumed_is_byte_identical(tmp_path, options, stores):
+    run(tmp_path / "whole", source(3500), **options)
+    reference = contents(tmp_path / "whole")
     done = subprocess.run(
-        [sys.executable, "-c", KILLER, str(tmp_path), str(Path(__file__).parent), "8", "7"],
+        [sys.executable, "-c", KILLER, str(tmp_path), str(Path(__file__).parent), str(stores), "7", json.dumps(options)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -124,7 +127,7 @@ def test_killed_and_resumed_is_byte_identical(tmp_path, reference):
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 1
-    for k in range(8):
+    for k in range(stores):
         assert differing(tmp_path / f"s{k}", reference) == []
         assert store.verify(tmp_path / f"s{k}", full=True) == []
 

@@ -92,6 +92,9 @@ def campaign(
                 break
             killed += 1
             done[sent.name] += 1
+        if not is_whole(out):
+            failures.append(f"harvest {harvests}: it never came to its end")
+            break
         found = contents(out)
         differing = sorted(name for name in found.keys() | reference.keys() if found.get(name) != reference.get(name))
         failures += [f"harvest {harvests}: {name} differs from the uninterrupted one" for name in differing]
