@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import ModelError
-from .config import HOOKS
+from .hooks import check_sites
 
 TOKENS_A_BATCH = {"cpu": 4096, "cuda": 32768}
 ATTENTION_BYTES = 2**30
@@ -47,12 +47,7 @@ class SiteReader:
         self._rows: dict[str, torch.Tensor] = {}
         self._wanted = torch.empty(0, dtype=torch.long)
         self._passes: deque[torch.cuda.Event] = deque()
-        known = bridge.hook_dict  # TransformerLens 3.9 takes a hook on an unknown name without a word
-        for site in self._sites:
-            if site not in known:
-                block = site.rpartition(".hook_")[0]
-                has = [hook for hook in HOOKS if f"{block}.hook_{hook}" in known]
-                raise ModelError(f"{name} has no hook {site}; of its kind it has {', '.join(has)}.")
+        check_sites(name, self._sites, bridge.hook_dict)
         for site in self._sites:
             bridge.add_hook(site, self._hook(site))
         # The bridge keeps every layer's attention pattern, B*H*T*T numbers that nobody reads.
@@ -120,7 +115,8 @@ class SiteReader:
     def _hook(self, site: str) -> Any:
         def read(tensor: torch.Tensor, hook: Any) -> None:
             # Copied at once: a later block may write into its input in place.
-            self._rows[site] = tensor.flatten(0, -2).index_select(0, self._wanted).to(self._dtype)
+            # attn_z comes as [B, T, heads, head_dim], the others as [B, T, d].
+            self._rows[site] = tensor.flatten(2).flatten(0, 1).index_select(0, self._wanted).to(self._dtype)
             if len(self._rows) == len(self._sites):
                 raise _AllSitesRead
 

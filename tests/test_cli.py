@@ -213,7 +213,9 @@ def test_every_likely_mistake_has_its_sentence(cli, work, gpt2_dir, jsonl, tmp_p
     ]
     assert "layers 0..3; asked for 9" in sentence(cli(*harvest, "--layer", 9))
     assert "no layer" in sentence(cli(*harvest)).lower()
-    assert "resid_post, resid_pre, resid_mid, mlp_out, attn_out" in sentence(cli(*harvest, "--layer", 1, "--hook", "residual"))
+    assert "resid_pre, attn_z, attn_out, resid_mid, mlp_in, mlp_post, mlp_out, resid_post" in sentence(
+        cli(*harvest, "--layer", 1, "--hook", "residual")
+    )
     assert "exists already" in sentence(cli(*harvest[:-1], acts, "--layer", 1))
     assert not (tmp_path / "new.zarr").exists()
     assert "missing.txt" in sentence(
