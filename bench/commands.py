@@ -68,7 +68,7 @@ def harvest(
     tokens: Annotated[int, typer.Option(parser=parse_quantity, help="That each contender forwards in a round.")] = 32768,
     free_tokens: Annotated[
         int, typer.Option(parser=parse_quantity, help="Rows of 2304 to write in a round with a free forward pass; 0: none.")
-    ] = 400_000,
+    ] = 1_000_000,
     batch_size: Annotated[int | None, typer.Option(help="Packed rows a forward pass. \\[default: as harvest chooses]")] = None,
     model_dtype: Annotated[str, typer.Option(help="Of the forward pass: auto, bfloat16, float16 or float32.")] = "auto",
     compile_blocks: Annotated[bool, typer.Option("--compile", help="Ours with torch.compile.")] = False,

@@ -53,7 +53,7 @@ class HarvestBench:
     context: int = 128
     tokens: int = 32768
     """Tokens that each contender forwards in a round; rounded up to whole batches."""
-    free_tokens: int = 400_000
+    free_tokens: int = 1_000_000
     """Rows that go to the disk in a round where the forward pass is free. 0: none of that."""
     batch_size: int | None = None
     """Packed rows a forward pass. None: as `splinterp harvest` chooses."""
