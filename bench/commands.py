@@ -24,6 +24,7 @@ def store(
     d: Annotated[int, typer.Option(help="Width of the rows.")] = 768,
     dtype: Annotated[list[str] | None, typer.Option(help="May be repeated. \\[default: bfloat16, float32]")] = None,
     rounds: Annotated[int, typer.Option(help="How often each contender runs.")] = 5,
+    writing: Annotated[bool, typer.Option("--writing", help="Only the table of writing.")] = False,
     rows_of: Annotated[
         str | None,
         typer.Option(
@@ -41,7 +42,7 @@ def store(
     from .store import StoreBench, run, table
 
     chosen = {} if dtype is None else {"dtypes": tuple(dtype)}
-    config = StoreBench(gb=gb, d=d, rounds=rounds, store=rows_of, site=site, folder=folder, **chosen)
+    config = StoreBench(gb=gb, d=d, reading=not writing, rounds=rounds, store=rows_of, site=site, folder=folder, **chosen)
     done, results = 0, {}
     total = config.steps * (1 if rows_of else len(config.dtypes))
     with Bar("bench", total, unit="runs") as bar:
