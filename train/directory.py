@@ -88,8 +88,14 @@ def check_same_run(directory: Path, described: Mapping[str, Any]) -> None:
             f"The run in {directory} diverged at step {told['diverged']:,} and would do so again; give --resume a lower --lr "
             f"(it was {was['lr']:g})."
         )
-    diverged = {"diverged_before": [*told.get("diverged_before", []), {"step": told.pop("diverged"), "lr": was["lr"]}]} if lower else {}
-    write_json(directory / RUN, {**told, "settings": described["settings"], **diverged, "resumed": [*told.get("resumed", []), _now()]})
+    diverged = (
+        {"diverged_before": [*told.get("diverged_before", []), {"step": told.pop("diverged"), "lr": was["lr"]}]}
+        if lower
+        else {}
+    )
+    write_json(
+        directory / RUN, {**told, "settings": described["settings"], **diverged, "resumed": [*told.get("resumed", []), _now()]}
+    )
 
 
 def note_divergence(directory: Path, step: int) -> None:

@@ -116,7 +116,12 @@ class WandB:
         identity = f"{zlib.crc32(f'{directory.resolve()} {started}'.encode()):08x}"
         try:
             self._run = wandb.init(
-                project="splinterp", name=directory.name, id=identity, resume="allow", dir=str(directory), config=dict(described)
+                project="splinterp",
+                name=directory.name,
+                id=identity,
+                resume="allow",
+                dir=str(directory),
+                config=dict(described),
             )
         except wandb.errors.Error as error:
             raise SplinterpError(

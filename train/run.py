@@ -23,7 +23,18 @@ from .adam import AdamBaseline
 from .checkpoint import CHECKPOINT, Position, read_checkpoint, state_bytes
 from .config import TrainConfig
 from .decoder import Penalties
-from .directory import METRICS, RUN, SUMMARY, check_is_run, check_same_run, describe, is_begun, note_divergence, remove_run, write_json
+from .directory import (
+    METRICS,
+    RUN,
+    SUMMARY,
+    check_is_run,
+    check_same_run,
+    describe,
+    is_begun,
+    note_divergence,
+    remove_run,
+    write_json,
+)
 from .encoder import Weights
 from .last_solve import LastSolve, last_solve
 from .loggers import Logger, MetricsFile, check_logger, open_logger
@@ -95,7 +106,14 @@ def train(
             check_same_run(out, described)
             if (out / CHECKPOINT).exists():
                 position, state = read_checkpoint(out / CHECKPOINT)
-        run = _Run(store, Rows.of(store, info.name, device), config, out, progress, Checkpoints(out, checkpoint_every, tell, position, bool(state)))
+        run = _Run(
+            store,
+            Rows.of(store, info.name, device),
+            config,
+            out,
+            progress,
+            Checkpoints(out, checkpoint_every, tell, position, bool(state)),
+        )
         method = _start(config, info.d, device) if position.dead is None else None
         if not begun:
             # Whatever can be refused has been: only now does an old run make room.
