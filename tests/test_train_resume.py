@@ -84,7 +84,7 @@ def test_interrupted_and_resumed_is_uninterrupted(store, tmp_path, name):
     train(store, None, config, tmp_path / "whole")
     for rows in ([2000, 5632], [9000]):
         with pytest.raises(
-            Interrupted, match=r"(?s)Stopped after step .* of 47; .*checkpoint\.safetensors holds step .*--resume goes on"
+            Interrupted, match=r"Stopped after step .* of 47; .*run holds a checkpoint of step .*--resume goes on"
         ):
             train(store, None, config, tmp_path / "run", progress=signal_at(*rows), resume=True)
         assert load_sae(tmp_path / "run").config.d_sae == D_SAE  # an SAE to look at meanwhile
@@ -125,7 +125,7 @@ def test_a_second_ctrl_c_ends_at_once(store, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "write_checkpoint", again)
     monkeypatch.setattr(loop, "MOST_OF_THE_TIME", math.inf)
-    with pytest.raises(Interrupted, match=r"Interrupted in step 7 of 47; .*holds step 5.*--resume"):
+    with pytest.raises(Interrupted, match=r"Interrupted in step 7 of 47; .*checkpoint of step 5.*--resume"):
         train(store, None, CONFIG, tmp_path / "run", progress=signal_at(6 * 256), checkpoint_every=0)
     monkeypatch.undo()
     train(store, None, CONFIG, tmp_path / "run", resume=True)
@@ -134,7 +134,7 @@ def test_a_second_ctrl_c_ends_at_once(store, tmp_path, monkeypatch):
 
 
 def test_a_run_stopped_before_its_first_checkpoint_begins_again(store, tmp_path):
-    with pytest.raises(Interrupted, match="there is no checkpoint yet"):
+    with pytest.raises(Interrupted, match="holds no checkpoint yet"):
         train(store, None, CONFIG, tmp_path / "run", progress=interrupt("train"))
     train(store, None, CONFIG, tmp_path / "run", resume=True)
     train(store, None, CONFIG, tmp_path / "whole", resume=True)  # no run at all yet: it begins

@@ -90,9 +90,9 @@ class Checkpoints:
     def told(self) -> str:
         """What there is to go on from, in words."""
         if self.step is None:
-            return "there is no checkpoint yet"
-        cost = f" ({format_bytes(self.size)}, {format_seconds(self.cost)})" if self.cost else ""
-        return f"{self.path} holds step {self.step:,}{cost}"
+            return "no checkpoint yet"
+        cost = f" ({format_bytes(self.size)}, {format_seconds(self.cost)})" if self.size else ""
+        return f"a checkpoint of step {self.step:,}{cost}"
 
     def check_room(self, needed: int) -> None:
         """Tell where the disk cannot hold two checkpoints, as it must while one replaces the other."""

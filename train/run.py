@@ -165,12 +165,13 @@ class _Run:
         except Stopped:
             save_sae(self.finished(method.weights.sae()), self.out)
             raise Interrupted(
-                f"Stopped after step {position.steps:,} of {config.steps:,}; {checkpoints.told()}, and {self.out} the SAE so far. "
+                f"Stopped after step {position.steps:,} of {config.steps:,}; {self.out} holds {checkpoints.told()} and the SAE so far. "
                 "The same command with --resume goes on."
             ) from None
         except KeyboardInterrupt:
             raise Interrupted(
-                f"Interrupted in step {position.steps + 1:,} of {config.steps:,}; {checkpoints.told()}. The same command with --resume goes on."
+                f"Interrupted in step {position.steps + 1:,} of {config.steps:,}; {self.out} holds {checkpoints.told()}. "
+                "The same command with --resume goes on."
             ) from None
         finally:
             metrics.close()
