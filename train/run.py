@@ -18,7 +18,7 @@ from ..evaluate.metrics import evaluate_rows
 from ..quantities import format_bytes
 from ..sae import SAE, save_sae
 from ..store import Store
-from ..store.files import Lock, read_json, temporary
+from ..store.files import Lock, temporary
 from .adam import AdamBaseline
 from .checkpoint import CHECKPOINT, Position, read_checkpoint, state_bytes
 from .config import TrainConfig
@@ -28,11 +28,11 @@ from .directory import (
     RUN,
     SUMMARY,
     check_is_run,
-    check_same_run,
     describe,
     is_begun,
     note_divergence,
     remove_run,
+    resumed,
     write_json,
 )
 from .encoder import Weights
@@ -103,7 +103,7 @@ def train(
         begun = resume and is_begun(out)
         if begun:
             stack.enter_context(_locked(out))
-            check_same_run(out, described)
+            described = resumed(out, described)
             if (out / CHECKPOINT).exists():
                 position, state = read_checkpoint(out / CHECKPOINT)
         run = _Run(
@@ -123,8 +123,8 @@ def train(
             stack.enter_context(_locked(out))
             if (out / RUN).exists():
                 remove_run(out)
-            write_json(out / RUN, described)
-        listener = open_logger(logger, out, read_json(out / RUN), position.steps)
+        write_json(out / RUN, described)
+        listener = open_logger(logger, out, described, position.steps)
         if listener:
             stack.callback(listener.close)
         sae = run.trained(state) if method is None else run.train(method, position, state, listener)
