@@ -360,6 +360,10 @@ def train(
     latents: Annotated[int | None, typer.Option(parser=quantity, help="Number of latents; instead of --expansion.")] = None,
     expansion: Annotated[int, typer.Option(parser=quantity, help="Latents per input dimension.")] = 8,
     k: Annotated[int, typer.Option(parser=quantity, help="Latents kept a row (topk).")] = 32,
+    k_start: Annotated[
+        int | None, typer.Option(parser=quantity, help="Latents kept a row at the beginning (topk). \\[default: k]")
+    ] = None,
+    k_anneal: Annotated[float, typer.Option(help="Share of the run over which --k-start comes down to --k.")] = 0.2,
     l1: Annotated[float | None, typer.Option(help="Weight of the sparsity penalty (relu).  \\[default: 5]")] = None,
     tokens: Annotated[
         int | None, typer.Option(parser=quantity, help="Rows to train on, epochs counted; instead of --epochs.")
@@ -367,6 +371,11 @@ def train(
     epochs: Annotated[int | None, typer.Option(parser=quantity, help="Passes over the training rows.  \\[default: 1]")] = None,
     batch_size: Annotated[str, typer.Option(help="Rows a step: auto (up to 4096, 500 steps wanted), or a number.")] = "auto",
     lr: Annotated[str, typer.Option(help="Peak learning rate: auto, or a number.")] = "auto",
+    warmup: Annotated[
+        float | None,
+        typer.Option(help="Share of the run over which the rate rises. \\[default: 0.05, at most 1000 steps]"),
+    ] = None,
+    decay: Annotated[float, typer.Option(help="Share of the run over which the rate falls to zero at the end.")] = 0.35,
     encoder_steps: Annotated[int, typer.Option(parser=quantity, help="M of Algorithm 3.1: gradient steps on each batch.")] = 1,
     mu_enc: Annotated[float, typer.Option(help="Pull of W_enc towards its value before the M steps.")] = 0.0,
     nu_enc: Annotated[float, typer.Option(help="Pull of b_enc towards its value before the M steps.")] = 0.0,
@@ -402,6 +411,11 @@ def train(
     ] = None,
     device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option(help="Of the initialisation and the order of the rows.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, which was interrupted.")] = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(metavar="MINUTES", min=0, help="Between checkpoints, which take a twentieth of the time at most.")
+    ] = 10.0,
+    logger: Annotated[str, typer.Option(help="Besides metrics.jsonl: none, tensorboard or wandb.")] = "none",
     force: ForceOption = False,
 ) -> None:
     """Train a sparse autoencoder on a store."""
@@ -412,6 +426,8 @@ def train(
 
     if tokens and epochs:
         raise typer.BadParameter("give --tokens or --epochs, not both")
+    if resume and out is None:
+        raise typer.BadParameter("--resume needs the --out of the run to go on with")
     if l1 is not None and activation != "relu":
         raise typer.BadParameter("--l1 belongs to --activation relu")
     opened = stores.open(store)
@@ -421,7 +437,7 @@ def train(
     rate = _unless_auto(lr, float, "--lr")
     size = _unless_auto(batch_size, parse_quantity, "--batch-size") or auto_batch_size(rows)
     config = TrainConfig(
-        method=method, activation=activation, d_sae=d_sae, k=k if activation == "topk" else None,  # type: ignore[arg-type]
+        method=method, activation=activation, d_sae=d_sae, k=k if activation == "topk" else None, k_start=k_start, k_anneal=k_anneal, warmup=warmup, decay=decay,  # type: ignore[arg-type]
         l1=(5.0 if l1 is None else l1) if activation == "relu" else 0.0, rows=rows, batch_size=size,
         lr=auto_lr(chosen.d) if rate is None else rate, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec,
         nu_dec=nu_dec, alpha=alpha, beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every,
@@ -436,13 +452,14 @@ def train(
     from .report.tables import print_results
 
     with _TrainBar(config.rows) as bar:
-        result = run(opened, chosen.name, config, out, choose_device(device), bar.report, force)
+        result = run(
+            opened, chosen.name, config, out, choose_device(device), bar.report, force,
+            resume=resume, checkpoint_every=60 * checkpoint_every, logger=logger, tell=bar.bar.tell,
+        )  # fmt: skip
     print_results(out_console, {method: result.summary})
     warning = (result.summary["last_solve"] or {}).get("warning")
     if warning:
         err_console.print(f"Note: {warning}", style="yellow", markup=False, soft_wrap=True)
-    if result.summary["interrupted"]:
-        raise Interrupted(f"Stopped early, after {result.summary['rows_trained']:,} rows; the SAE as it was then is in {out}.")
 
 
 @app.command("eval")

@@ -55,9 +55,10 @@ def run_demo(out: Path, console: Console) -> None:
             def report(stage: str, done: int, total: int, figures: dict[str, float], name: str = name, bar: Bar = bar) -> None:
                 bar.update(done, shown(figures), description=f"{name}: {stage}", total=total)
 
-            results[name] = train(store, site, one, directory, choose_device("auto"), report, force=True)
-        if results[name].summary["interrupted"]:
-            raise Interrupted(f"Stopped early; {directory} holds the SAE as it was then.")
+            try:
+                results[name] = train(store, site, one, directory, choose_device("auto"), report, force=True)
+            except Interrupted:
+                raise Interrupted(f"The demo was stopped; the next one uses {store.path} again, and trains anew.") from None
         times[name] = (time.monotonic() - started, rows)
         summaries[name] = results[name].summary
     adam = summaries.pop("Adam")  # its own figures are those before the solve that our method adds

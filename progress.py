@@ -52,6 +52,10 @@ class Bar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
 
+    def tell(self, sentence: str) -> None:
+        """Print a sentence above the bar."""
+        self._progress.console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
     def update(self, done: int, figures: str = "", description: str | None = None, total: int | None = None) -> None:
         """Set how much is done, and what is shown beside it."""
         self._progress.update(self._task, completed=done, figures=figures, description=description, total=total)

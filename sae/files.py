@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,7 @@ def save_sae(sae: SAE, directory: Path) -> None:
     tensors = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     if sae.threshold is not None:
         tensors["threshold"] = sae.threshold
-    temporary = directory / (WEIGHTS + ".tmp")
-    temporary.write_bytes(save({k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}))
-    temporary.replace(directory / WEIGHTS)
+    _replace(directory / WEIGHTS, save({k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}))
     config = sae.config
     cfg: dict[str, Any] = {
         "architecture": config.architecture,
@@ -42,7 +41,17 @@ def save_sae(sae: SAE, directory: Path) -> None:
     }
     if config.architecture == "topk":
         cfg |= {"k": config.k, "rescale_acts_by_decoder_norm": config.rescale_acts_by_decoder_norm}
-    (directory / CONFIG).write_text(json.dumps(cfg, indent=2) + "\n", encoding="utf-8")
+    _replace(directory / CONFIG, (json.dumps(cfg, indent=2) + "\n").encode())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Replace a file as a whole: a process that is killed leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def load_sae(directory: Path, device: str | torch.device = "cpu") -> SAE:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from splinterp import store as stores
-from splinterp.errors import Interrupted, SplinterpError
+from splinterp.errors import SplinterpError
 from splinterp.evaluate import evaluate_rows
 from splinterp.sae import l0, load_sae, to_dense
 from splinterp.train import Penalties, TrainConfig, last_solve, raw_rows, remove_run, train
@@ -18,7 +18,7 @@ from splinterp.train.config import Method
 from splinterp.train.dead import DeadLatents, auxk_loss
 from splinterp.train.pam import PAM
 from splinterp.train.rows import Rows
-from splinterp.train.schedule import lr_factor
+from splinterp.train.schedule import k_at, lr_at
 
 D_IN, D_SAE, K, N = 24, 96, 6, 12_000
 CPU = torch.device("cpu")
@@ -169,7 +169,7 @@ def test_epochs_that_do_not_divide_into_batches_give_the_planned_steps(store, ro
     assert len(sizes) == config(rows=rows, batch_size=batch).steps
     assert sum(sizes) == rows
     assert set(sizes[:-1]) <= {batch}
-    assert lr_factor(len(sizes) + 5, len(sizes)) == 0
+    assert lr_at(len(sizes) + 5, config(rows=rows, batch_size=batch)) == 0
 
 
 def test_solve_only_in_full_batches_with_all_memory_descends(store):
@@ -283,12 +283,35 @@ def test_dead_latents_are_counted_in_rows():
 
 @pytest.mark.parametrize("steps", [1, 7, 1000, 100_000])
 def test_the_schedule_warms_up_and_decays(steps):
-    factors = [lr_factor(i, steps) for i in range(steps)]
+    factors = [lr_at(i, config(rows=steps, batch_size=1, lr=1.0)) for i in range(steps)]
     assert all(0 < f <= 1 for f in factors)
     assert max(factors) > 0.9 or steps < 10
     if steps > 100:
         assert factors[0] < 0.1
         assert factors[-1] < 0.01
+
+
+def test_warm_up_and_decay_are_shares_of_the_run():
+    c = config(rows=100, batch_size=1, lr=2.0, warmup=0.5, decay=0.25)
+    rates = [lr_at(i, c) for i in range(100)]
+    assert rates[24] == pytest.approx(1.0)
+    assert rates[49:76] == [2.0] * 27
+    assert rates[-1] == pytest.approx(2 / 25)
+    flat = [lr_at(i, config(rows=100, batch_size=1, lr=2.0, warmup=0, decay=0)) for i in range(100)]
+    assert flat == [2.0] * 100
+
+
+def test_k_comes_down_to_its_value(store, tmp_path):
+    c = config(rows=10_240, k_start=30, k_anneal=0.5)
+    ks = [k_at(i, c) for i in range(c.steps)]
+    assert (ks[0], ks[10], ks[20], ks[-1]) == (30, 18, K, K)
+    assert ks == sorted(ks, reverse=True)
+    run(store, tmp_path, c)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["k"] for line in lines] == ks
+    assert all(line["l0"] <= line["k"] for line in lines)
+    assert lines[0]["l0"] > 2 * K  # more than k fire at first
+    assert load_sae(tmp_path / "run").config.k == K
 
 
 def test_every_training_row_is_seen_and_no_held_out_row(store):
@@ -326,27 +349,6 @@ def test_divergence_is_told_and_writes_no_sae(store, tmp_path):
     assert not (tmp_path / "run" / "sae_weights.safetensors").exists()
 
 
-def test_ctrl_c_keeps_the_sae_so_far(store, tmp_path):
-    def interrupt(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
-        if stage == "train" and done >= 5000:
-            raise KeyboardInterrupt
-
-    result = train(store, None, config(), tmp_path / "run", progress=interrupt)
-    assert result.summary["interrupted"]
-    assert 5000 <= result.summary["rows_trained"] < 40_000
-    assert load_sae(tmp_path / "run").config.d_sae == D_SAE
-
-
-def test_ctrl_c_in_the_last_solve_keeps_the_sae_as_trained(store, tmp_path):
-    def interrupt(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
-        if stage == "last solve":
-            raise KeyboardInterrupt
-
-    with pytest.raises(Interrupted, match="holds the SAE as trained"):
-        train(store, None, config(rows=1000), tmp_path / "run", progress=interrupt)
-    assert load_sae(tmp_path / "run").config.d_sae == D_SAE
-
-
 def test_a_last_step_that_diverges_is_told(store, tmp_path):
     with pytest.raises(SplinterpError, match="diverged by step 1"):
         run(store, tmp_path, config("adam", rows=100, lr=1e38))
@@ -372,6 +374,10 @@ def test_too_many_latents_for_the_memory_are_a_sentence(store, tmp_path):
         ({"seed": -1}, "seed=-1"),
         ({"d_sae": 0}, "d_sae=0"),
         ({"memory_rows": 0}, "memory_rows=0"),
+        ({"k_start": K - 1}, "k_start=5 must be between k=6"),
+        ({"activation": "relu", "k": None, "k_start": 9}, "--k-start belongs to topk"),
+        ({"warmup": 1.5}, "warmup=1.5 is a share"),
+        ({"decay": -0.1}, "decay=-0.1 is a share"),
     ],
 )
 def test_bad_settings_have_their_sentences(options, sentence):

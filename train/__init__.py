@@ -3,10 +3,11 @@
 from .auto import auto_batch_size, auto_lr
 from .config import TrainConfig
 from .decoder import Decoder, Penalties, solve_decoder
+from .directory import remove_run
 from .gram import Statistics
 from .last_solve import LastSolve, last_solve
 from .rows import raw_rows
-from .run import TrainResult, remove_run, train
+from .run import TrainResult, train
 
 __all__ = [
     "Decoder",

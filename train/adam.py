@@ -8,6 +8,7 @@ from torch import Tensor
 from .config import TrainConfig
 from .encoder import Weights
 from .gradient import GradientSteps, StepFigures
+from .state import State, joined, part
 
 
 class AdamBaseline:
@@ -20,3 +21,12 @@ class AdamBaseline:
     def step(self, x: Tensor, lr: float) -> StepFigures:
         """One batch of normalised rows x [N, d_in]."""
         return self.gradient.step(x, lr)
+
+    def state(self) -> dict[str, Tensor]:
+        """See `train.state`."""
+        return joined(weights=self.weights.state(), gradient=self.gradient.state())
+
+    def load_state(self, state: State) -> None:
+        """Go on where `state` was taken."""
+        self.weights.load_state(part(state, "weights"))
+        self.gradient.load_state(part(state, "gradient"))

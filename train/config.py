@@ -27,7 +27,11 @@ class TrainConfig:
         l1: weight of the sparsity penalty Σ z_i‖W_dec,i‖ (relu).
         rows: rows to train on in all, epochs counted.
         batch_size: rows a step.
+        k_start: latents kept a row at the beginning (topk); None: k.
+        k_anneal: share of the run over which k_start comes down to k.
         lr: peak learning rate of the encoder (and of Adam's decoder).
+        warmup: share of the run over which the rate rises from zero; None: 5 %, at most 1000 steps.
+        decay: share of the run over which the rate falls to zero at the end.
         encoder_steps: M of Algorithm 3.1: encoder steps on each batch before its codes enter the statistics.
         mu_enc, nu_enc: pull of W_enc and b_enc towards their values before the M steps.
         decoder_steps: pam only: whether the decoder takes gradient steps too, between solves.
@@ -48,6 +52,10 @@ class TrainConfig:
     batch_size: int
     lr: float
     k: int | None = None
+    k_start: int | None = None
+    k_anneal: float = 0.2
+    warmup: float | None = None
+    decay: float = 0.35
     l1: float = 0.0
     encoder_steps: int = 1
     mu_enc: float = 0.0
@@ -77,6 +85,14 @@ class TrainConfig:
             raise SplinterpError(
                 f"k={self.k} must be between 1 and the number of latents, {self.d_sae}; lower --k or raise --latents."
             )
+        if self.k_start is not None and self.activation != "topk":
+            raise SplinterpError(f"--k-start belongs to topk; leave it out with --activation {self.activation}.")
+        if self.k_start is not None and self.k is not None and not self.k <= self.k_start <= self.d_sae:
+            raise SplinterpError(f"k_start={self.k_start} must be between k={self.k} and the number of latents, {self.d_sae}.")
+        for name in ("k_anneal", "warmup", "decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise SplinterpError(f"{name}={value} is a share of the run: it must be between 0 and 1.")
         for name in ("solve_every", "memory_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise SplinterpError(f"{name}={getattr(self, name)} must be at least 1.")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..sae import Codes, SparseCodes, decode, fired_counts
+from .state import State
 
 
 class DeadLatents:
@@ -28,6 +29,14 @@ class DeadLatents:
     def indices(self) -> Tensor:
         """The dead latents, int64 [n_dead]."""
         return (self.rows_since >= self.dead_after).nonzero().squeeze(1)
+
+    def state(self) -> dict[str, Tensor]:
+        """See `train.state`."""
+        return {"rows_since": self.rows_since}
+
+    def load_state(self, state: State) -> None:
+        """Take the counters back."""
+        self.rows_since.copy_(state["rows_since"])
 
 
 def auxk_loss(error: Tensor, pre: Tensor, W_dec: Tensor, dead: Tensor) -> Tensor:

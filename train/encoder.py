@@ -8,6 +8,7 @@ from torch import Tensor
 from ..sae import SAE, Codes, SAEConfig, decode, select_topk
 from .config import TrainConfig
 from .dead import DeadLatents, auxk_loss
+from .state import State
 
 NO_ROW = 1e-8  # the norm up to which a solved row counts as none
 
@@ -20,6 +21,7 @@ class Weights:
         directions = torch.randn(config.d_sae, d_in, generator=generator)
         directions = (directions / directions.norm(dim=1, keepdim=True)).to(device)
         self.config = config
+        self.k = config.k  # the loop may begin with more, and come down to config.k
         self.W_dec = directions
         # Tied at the start, and small: the first reconstructions then fall short instead of overshooting.
         self.W_enc = (directions.T * 0.5).contiguous()
@@ -33,8 +35,8 @@ class Weights:
     def activate(self, pre: Tensor) -> Codes:
         """Pre-activations [N, d_sae] -> codes."""
         if self.config.activation == "topk":
-            assert self.config.k is not None
-            return select_topk(pre, self.config.k)
+            assert self.k is not None
+            return select_topk(pre, self.k)
         return pre.relu()
 
     def encode(self, x: Tensor) -> Codes:
@@ -80,6 +82,16 @@ class Weights:
         self.W_enc.mul_(norms)
         self.b_enc.mul_(norms)
         return norms
+
+    def state(self) -> dict[str, Tensor]:
+        """See `train.state`."""
+        return {name: getattr(self, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+
+    @torch.no_grad()
+    def load_state(self, state: State) -> None:
+        """Take the weights back."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
 
     def sae(self) -> SAE:
         """The SAE of normalised rows that these weights are."""

@@ -11,6 +11,7 @@ from ..sae import Codes
 from .config import TrainConfig
 from .dead import DeadLatents
 from .encoder import Weights
+from .state import State, joined, part
 
 
 class StepFigures(NamedTuple):
@@ -48,6 +49,22 @@ class GradientSteps:
         assert first is not None
         self.dead.update(first.codes, len(x))
         return first
+
+    def state(self) -> dict[str, Tensor]:
+        """The moments of Adam, once there has been a step, and the dead latents' counters; the weights belong to others."""
+        moments = {f"{i}.{name}": value for i, p in enumerate(self._trained) for name, value in self.optimizer.state[p].items()}
+        return joined(adam=moments, dead=self.dead.state())
+
+    def load_state(self, state: State) -> None:
+        """Take moments and counters back."""
+        moments = part(state, "adam")
+        for i, p in enumerate(self._trained):
+            self.optimizer.state[p] = {name: value.clone().to(p.device) for name, value in part(moments, str(i)).items()}
+        self.dead.load_state(part(state, "dead"))
+
+    @property
+    def _trained(self) -> list[Tensor]:
+        return self.optimizer.param_groups[0]["params"]
 
     @property
     def _proximal(self) -> bool:

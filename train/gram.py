@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ..sae import Codes, SparseCodes, to_csr, to_dense
+from .state import State, number
 
 # Below this share of non-zeros the CPU's sparse products beat the dense ones by a wide margin.
 _SPARSE_BELOW = 0.1
 # The stored sums are the true ones divided by a factor that decays; they are brought up to date before it underflows.
 _SMALLEST_FACTOR = 1e-9
+_SUMS = ("gram", "cross", "sum_z", "sum_x")
 
 
 class Statistics:
@@ -127,6 +129,17 @@ class Statistics:
     def variance(self) -> float:
         """Σ ‖x − x̄‖² over the rows: what FVU divides by."""
         return self.sum_xx - float(self.sum_x @ self.sum_x) / max(self.rows, 1e-300)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums as they stand, the factor still apart: bringing them up to date here would round where no one else does."""
+        numbers = {name: number(getattr(self, "_" + name)) for name in ("sum_xx", "rows", "factor")}
+        return {name: getattr(self, "_" + name) for name in _SUMS} | numbers
+
+    def load_state(self, state: State) -> None:
+        """Take the sums back."""
+        for name in _SUMS:
+            getattr(self, "_" + name).copy_(state[name])
+        self._sum_xx, self._rows, self._factor = (float(state[name]) for name in ("sum_xx", "rows", "factor"))
 
     def _settled(self) -> Statistics:
         if self._factor != 1.0:

@@ -20,6 +20,7 @@ from .decoder import Decoder, Penalties, mean_diagonal, solve_decoder
 from .encoder import Weights
 from .gradient import GradientSteps, StepFigures
 from .gram import Statistics
+from .state import State, joined, number, part
 
 
 class PAM:
@@ -45,6 +46,18 @@ class PAM:
             if self.batches % self.solve_every == 0:
                 self._take(self._solve())
         return figures
+
+    def state(self) -> dict[str, Tensor]:
+        """See `train.state`."""
+        parts = joined(weights=self.weights.state(), gradient=self.gradient.state(), statistics=self.statistics.state())
+        return parts | {"batches": number(self.batches)}
+
+    def load_state(self, state: State) -> None:
+        """Go on where `state` was taken."""
+        self.weights.load_state(part(state, "weights"))
+        self.gradient.load_state(part(state, "gradient"))
+        self.statistics.load_state(part(state, "statistics"))
+        self.batches = int(state["batches"])
 
     def _solve(self) -> Decoder:
         c, w, s = self.config, self.weights, self.statistics

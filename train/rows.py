@@ -39,21 +39,33 @@ class Rows:
         """Rows [N, d_in] of the store -> normalised float32 rows on the device, in memory of their own."""
         return x.to(self.device, torch.float32, copy=True).sub_(self.mean).div_(self.scale)
 
-    def training(self, batch_size: int, total: int, seed: int) -> Iterator[Tensor]:
+    def training(self, batch_size: int, total: int, seed: int, skip: int = 0) -> Iterator[Tensor]:
         """Batches [batch_size, d_in] of normalised training rows, `total` rows in all, epoch after epoch; only the last may be smaller.
 
         What is left at an epoch's end is carried into the next epoch's first batch, so that there are ceil(total/batch_size) batches.
+
+        Args:
+            skip: how many of the rows have been trained on: the batches go on after them, hardly reading what came before.
         """
-        left, carried = total, torch.empty(0, len(self.mean), device=self.device)
-        for epoch in count():
-            for raw in self.store.batches(self.site, batch_size, seed=seed, epoch=epoch, split="train", device=self.device):
-                x = self.normalise(raw)
+        left, carried = total - skip, torch.empty(0, len(self.mean), device=self.device)
+        if not left:
+            return
+        first, skip = divmod(skip, self.store.split_rows("train"))
+        for epoch in count(first):
+            start, beyond = divmod(skip, batch_size)
+            skip = 0
+            for raw in self.store.batches(
+                self.site, batch_size, seed=seed, epoch=epoch, split="train", start=start, device=self.device
+            ):
+                x = self.normalise(raw[beyond:])
+                beyond = 0
                 if len(carried):
                     x = torch.cat([carried, x])
                 while len(x) >= min(batch_size, left):
                     size = min(batch_size, left)
                     yield x[:size]
-                    left, x = left - size, x[size:]
+                    # A copy begins where an allocation does: products round alike however a run came to this batch.
+                    left, x = left - size, x[size:].clone()
                     if not left:
                         return
                 carried = x

@@ -1,16 +1,13 @@
-"""A training run from a store to a run directory: the loop, its figures, and the files it leaves."""
+"""A training run from a store to a run directory: its stages, and the files it leaves."""
 
 from __future__ import annotations
 
-import json
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -19,23 +16,32 @@ from ..devices import suitable_threads
 from ..errors import Interrupted, SplinterpError
 from ..evaluate.metrics import evaluate_rows
 from ..quantities import format_bytes
-from ..sae import SAE, l0, save_sae
-from ..sae.files import CONFIG, WEIGHTS
+from ..sae import SAE, save_sae
 from ..store import Store
+from ..store.files import Lock, temporary
 from .adam import AdamBaseline
+from .checkpoint import CHECKPOINT, Position, read_checkpoint, state_bytes
 from .config import TrainConfig
 from .decoder import Penalties
+from .directory import (
+    METRICS,
+    RUN,
+    SUMMARY,
+    check_is_run,
+    describe,
+    is_begun,
+    note_divergence,
+    remove_run,
+    resumed,
+    write_json,
+)
+from .encoder import Weights
 from .last_solve import LastSolve, last_solve
+from .loggers import Logger, MetricsFile, check_logger, open_logger
+from .loop import CHECKPOINT_EVERY, Checkpoints, Diverged, Progress, Stopped, Tell, diverged, run_steps
 from .pam import PAM
 from .rows import Rows, raw_rows
-from .schedule import lr_factor
-
-METRICS, RUN, SUMMARY = "metrics.jsonl", "run.json", "summary.json"
-HELD_OUT_EVERY = 0.1  # of the run
-HELD_OUT_ROWS = 8192  # rows used for the figures on the way; the last ones use them all
-
-# Told the stage ("train" or "last solve"), rows done, rows in all, and figures to show.
-Progress = Callable[[str, int, int, dict[str, float]], None]
+from .state import State, joined, part
 
 
 @dataclass(frozen=True)
@@ -55,81 +61,211 @@ def train(
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
     force: bool = False,
+    *,
+    resume: bool = False,
+    checkpoint_every: float = CHECKPOINT_EVERY,
+    logger: str = "none",
+    tell: Tell = lambda sentence: None,
 ) -> TrainResult:
     """Train one SAE on a site's training rows and leave a run directory `out`.
 
     The directory holds `cfg.json` and `sae_weights.safetensors` (SAELens's format, of raw rows), `run.json` (every setting, versions, the
-    store's fingerprint), `metrics.jsonl` (one object a line, while training) and `summary.json` (figures on the held-out rows).
+    store's fingerprint), `metrics.jsonl` (one object a line, while training), `summary.json` (figures on the held-out rows; where it is,
+    the run is finished) and until then `checkpoint.safetensors`.
 
-    Ctrl-C ends training early; what is left of the work is then done with the encoder as it is. A second one leaves the SAE as trained.
+    The first Ctrl-C or SIGTERM ends training after the step in hand, with a checkpoint. On a CPU a run that was interrupted or killed, and
+    resumed, leaves what an uninterrupted one does, to the bit (but for times).
 
     Args:
         force: replace the run in `out`, once everything that can be refused has been checked.
+        resume: go on with the run in `out`; from its beginning where there is no checkpoint, or no run, yet.
+        checkpoint_every: seconds between checkpoints, which never take more than a twentieth of the time.
+        logger: none, tensorboard or wandb, besides metrics.jsonl.
+        tell: given sentences that are no errors: what a checkpoint takes, or that the disk refused one.
 
     Raises:
-        SplinterpError: `out` exists, the store lacks the site or has too few rows, there is not the memory, or training diverged (the
-            figures so far are kept).
-        Interrupted: on a Ctrl-C before the first step, or in the last solve; says what is kept.
+        SplinterpError: `out` exists (or, with `resume`, holds another run, a finished one or a damaged checkpoint), the store lacks the
+            site or has too few rows, there is not the memory, or training diverged (the last checkpoint is kept).
+        Interrupted: on a Ctrl-C or SIGTERM; says what is kept.
     """
     info = store.site(site)
     device = torch.device(device)
-    if out.exists() and not force:
-        raise SplinterpError(f"{out} exists already; give another --out, or --force to replace it.")
+    check_logger(logger)
+    if resume and force:
+        raise SplinterpError("A run is either resumed or replaced: give --resume or --force, not both.")
+    if out.exists() and not (force or resume):
+        raise SplinterpError(f"{out} exists already; give another --out, --resume to go on with it, or --force to replace it.")
     if store.split_rows("train") < 1 or store.split_rows("held_out") < 1:
         raise SplinterpError(f"{store.path} has too few rows ({store.rows:,}) to keep some apart for evaluation; harvest more.")
-    rows = Rows.of(store, info.name, device)
-    method = _start(config, info.d, device)
-    # Whatever can be refused has been: only now does an old run make room.
-    if out.exists():
-        remove_run(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / RUN, describe(store, info.name, config, device))
+    described = describe(store, info.name, config, device)
+    position, state = Position(), {}
+    with ExitStack() as stack:
+        begun = resume and is_begun(out)
+        if begun:
+            stack.enter_context(_locked(out))
+            described = resumed(out, described)
+            if (out / CHECKPOINT).exists():
+                position, state = read_checkpoint(out / CHECKPOINT)
+        run = _Run(
+            store,
+            Rows.of(store, info.name, device),
+            config,
+            out,
+            progress,
+            Checkpoints(out, checkpoint_every, tell, position, bool(state)),
+        )
+        method = _start(config, info.d, device) if position.dead is None else None
+        if not begun:
+            # Whatever can be refused has been: only now does an old run make room.
+            if out.exists() and force:
+                check_is_run(out)
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_locked(out))
+            if (out / RUN).exists():
+                remove_run(out)
+        write_json(out / RUN, described)
+        listener = open_logger(logger, out, described, position.steps)
+        if listener:
+            stack.callback(listener.close)
+        sae = run.trained(state) if method is None else run.train(method, position, state, listener)
+        del method, state  # the statistics and the optimiser's state make room for the last solve
+        save_sae(run.finished(sae), out)  # whatever happens now, this is kept
+        result = run.finish(sae, position)
+        if listener:
+            listener.finish(result.summary)
+        return result
 
-    def finished(sae: SAE) -> SAE:
-        return _with_metadata(sae.fold_normalisation(rows.mean, rows.scale), store, info.name)
 
-    started = time.monotonic()
-    with suitable_threads(info.d * config.d_sae, device):
+@dataclass(frozen=True)
+class _Run:
+    """The stages of one run, whose directory is there and is nobody else's."""
+
+    store: Store
+    rows: Rows
+    config: TrainConfig
+    out: Path
+    progress: Progress | None
+    checkpoints: Checkpoints
+
+    def train(self, method: PAM | AdamBaseline, position: Position, state: State, logger: Logger | None) -> SAE:
+        """The steps that are left; the SAE of normalised rows that they lead to, which a small checkpoint holds too."""
+        config, checkpoints = self.config, self.checkpoints
+        _load(method, state, checkpoints.path)
+        checkpoints.check_room(state_bytes(method.state()))
+        metrics = MetricsFile(self.out / METRICS, position.metrics_bytes)
         try:
-            with (out / METRICS).open("w", encoding="utf-8") as log:
-                done, steps, interrupted = _loop(method, rows, config, log, progress)
+            with suitable_threads(len(self.rows.mean) * config.d_sae, self.rows.device):
+                run_steps(method, self.rows, config, position, metrics, checkpoints, logger, self.progress)
+            position.metrics_bytes = metrics.sync()
+            position.dead = len(method.gradient.dead.indices())
+            checkpoints.write_or_tell(position, joined(weights=method.weights.state()))
+        except Diverged as at:
+            note_divergence(self.out, at.args[0])
+            raise diverged(at, config, checkpoints) from None
+        except Stopped:
+            save_sae(self.finished(method.weights.sae()), self.out)
+            raise Interrupted(
+                f"Stopped after step {position.steps:,} of {config.steps:,}; {self.out} holds {checkpoints.told()} and the SAE so far. "
+                "The same command with --resume goes on."
+            ) from None
         except KeyboardInterrupt:
-            raise Interrupted(f"Interrupted before the first step was done; {out} holds no SAE.") from None
-    seconds = {"train": time.monotonic() - started}
-    sae, solved, before = method.weights.sae(), None, None
-    if not all(bool(t.isfinite().all()) for t in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)):
-        raise _diverged(steps, config)
-    dead = len(method.gradient.dead.indices())
-    del method  # its statistics and its optimiser's state make room for the last solve
-    save_sae(finished(sae), out)  # whatever happens now, this is kept
+            raise Interrupted(
+                f"Interrupted in step {position.steps + 1:,} of {config.steps:,}; {self.out} holds {checkpoints.told()}. "
+                "The same command with --resume goes on."
+            ) from None
+        finally:
+            metrics.close()
+        return method.weights.sae()
+
+    def trained(self, state: State) -> SAE:
+        """The SAE of normalised rows that `train` led to, from its last checkpoint."""
+        weights = Weights(len(self.rows.mean), self.config, self.rows.device)
+        _load(weights, part(state, "weights"), self.checkpoints.path)
+        return weights.sae()
+
+    def finish(self, sae: SAE, position: Position) -> TrainResult:
+        """The figures of a trained SAE, its last solve, and the files of a finished run."""
+        seconds, solved, before = {"train": position.seconds}, None, None
+        try:
+            figures = self._evaluate(sae)
+            if self.config.last_solve:
+                before, started = figures, time.monotonic()
+                sae, solved = self._last_solve(sae)
+                seconds["last_solve"] = time.monotonic() - started
+                figures = self._evaluate(sae)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"Interrupted; {self.out} holds the SAE as trained, without the last solve and without a summary. "
+                "The same command with --resume goes on."
+            ) from None
+        sae = self.finished(sae)
+        save_sae(sae, self.out)
+        summary = {
+            **figures,
+            "encoder": "native",
+            "method": self.config.method,
+            "steps": position.steps,
+            "rows_trained": position.rows,
+            "rows_per_second": position.rows / max(position.seconds, 1e-9),
+            "dead_in_training": position.dead,
+            "seconds": seconds,
+            "last_solve": asdict(solved) if solved else None,
+            "before_last_solve": before,
+        }
+        write_json(self.out / SUMMARY, summary)
+        for path in (self.checkpoints.path, temporary(self.checkpoints.path)):
+            path.unlink(missing_ok=True)
+        return TrainResult(sae, self.out, summary)
+
+    def finished(self, sae: SAE) -> SAE:
+        """An SAE of normalised rows as one of raw rows, with all that a file says of where it comes from."""
+        return _with_metadata(sae.fold_normalisation(self.rows.mean, self.rows.scale), self.store, self.rows.site)
+
+    def _evaluate(self, sae: SAE) -> dict[str, float | int]:
+        """Figures, in the store's units, of an SAE of normalised rows on all held-out rows."""
+        raw = raw_rows(self.store, self.rows.site, self.rows.device, "held_out")
+        return evaluate_rows(sae.fold_normalisation(self.rows.mean, self.rows.scale), raw, self.rows.mean)
+
+    def _last_solve(self, sae: SAE) -> tuple[SAE, LastSolve]:
+        total, done = self.store.split_rows("train"), 0
+
+        def tell(n: int) -> None:
+            nonlocal done
+            done += n
+            if self.progress:
+                self.progress("last solve", done, total, {})
+
+        c = self.config
+        penalties = Penalties(c.alpha, c.beta, c.mu_dec, c.nu_dec)
+        return last_solve(sae, self.rows.once("train", 4096), penalties, c.ridge, tell)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """A run's directory, for this process alone.
+
+    Raises:
+        StoreError: another process trains there.
+    """
+    lock = Lock(out)
     try:
-        figures = _evaluate(sae, rows)
-        if config.last_solve:
-            before, started = figures, time.monotonic()
-            sae, solved = _last_solve(sae, rows, config, progress)
-            seconds["last_solve"] = time.monotonic() - started
-            figures = _evaluate(sae, rows)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"Interrupted; {out} holds the SAE as trained, without the last solve and without a summary."
-        ) from None
-    sae = finished(sae)
-    save_sae(sae, out)
-    summary = {
-        **figures,
-        "encoder": "native",
-        "method": config.method,
-        "steps": steps,
-        "rows_trained": done,
-        "rows_per_second": done / max(seconds["train"], 1e-9),
-        "dead_in_training": dead,
-        "interrupted": interrupted,
-        "seconds": seconds,
-        "last_solve": asdict(solved) if solved else None,
-        "before_last_solve": before,
-    }
-    write_json(out / SUMMARY, summary)
-    return TrainResult(sae, out, summary)
+        yield
+    finally:
+        lock.release(remove=True)
+
+
+def _load(into: PAM | AdamBaseline | Weights, state: State, path: Path) -> None:
+    """Take up the state of a checkpoint, if there is one.
+
+    Raises:
+        SplinterpError: it is the state of something else.
+    """
+    if not state:
+        return
+    for name, own in into.state().items():
+        if name not in state or (state[name].shape, state[name].dtype) != (own.shape, own.dtype):
+            raise SplinterpError(f"{path} does not fit this version of splinterp ({name}); start the run again with --force.")
+    into.load_state(state)
 
 
 def _start(config: TrainConfig, d_in: int, device: torch.device) -> PAM | AdamBaseline:
@@ -143,131 +279,6 @@ def _start(config: TrainConfig, d_in: int, device: torch.device) -> PAM | AdamBa
         raise SplinterpError(
             f"There is not enough memory for {config.d_sae:,} latents: the statistics alone take {format_bytes(needed)}; use fewer --latents."
         ) from None
-
-
-def _diverged(step: int, config: TrainConfig) -> SplinterpError:
-    return SplinterpError(
-        f"Training diverged by step {step} (the loss or a weight is no number); lower --lr (it was {config.lr:g}). No SAE was written."
-    )
-
-
-def _loop(
-    method: PAM | AdamBaseline, rows: Rows, config: TrainConfig, log: TextIO, progress: Progress | None
-) -> tuple[int, int, bool]:
-    """All steps; returns (rows trained on, steps made, whether Ctrl-C cut it short)."""
-    done, step, window_error, window_rows = 0, -1, 0.0, 0
-    log_every = max(1, config.steps // 200)
-    evaluate_every = max(1, int(HELD_OUT_EVERY * config.steps))
-    started = time.monotonic()
-    try:
-        for step, x in enumerate(rows.training(config.batch_size, config.rows, config.seed)):
-            lr = config.lr * lr_factor(step, config.steps)
-            figures = method.step(x, lr)
-            done += len(x)
-            window_error, window_rows = window_error + figures.squared_error, window_rows + len(x)
-            last = step + 1 == config.steps
-            if (step + 1) % log_every and (step + 1) % evaluate_every and not last:
-                continue
-            if not figures.loss < float("inf"):
-                raise _diverged(step + 1, config)
-            shown = {
-                "fvu": window_error / (window_rows * x.shape[1]),  # rows have mean square 1 per dimension
-                "l0": l0(figures.codes),
-                "dead": float(len(method.gradient.dead.indices())),
-            }
-            line = {
-                "step": step + 1,
-                "rows": done,
-                "loss": figures.loss,
-                **shown,
-                "lr": lr,
-                "seconds": time.monotonic() - started,
-            }
-            if (step + 1) % evaluate_every == 0 or last:
-                line["held_out_fvu"] = _held_out_fvu(method.weights.sae(), rows)
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-            window_error, window_rows = 0.0, 0
-            if progress:
-                progress("train", done, config.rows, shown)
-    except KeyboardInterrupt:
-        if not done:
-            raise
-        return done, step + 1, True
-    return done, step + 1, False
-
-
-def _held_out_fvu(sae: SAE, rows: Rows) -> float:
-    seen = 0
-
-    def some():
-        nonlocal seen
-        for x in rows.once("held_out", 4096):
-            yield x
-            seen += len(x)
-            if seen >= HELD_OUT_ROWS:
-                return
-
-    return float(evaluate_rows(sae, some())["fvu"])
-
-
-def _evaluate(sae: SAE, rows: Rows) -> dict[str, float | int]:
-    """Figures, in the store's units, of an SAE of normalised rows on all held-out rows."""
-    raw = raw_rows(rows.store, rows.site, rows.device, "held_out")
-    return evaluate_rows(sae.fold_normalisation(rows.mean, rows.scale), raw, rows.mean)
-
-
-def _last_solve(sae: SAE, rows: Rows, config: TrainConfig, progress: Progress | None) -> tuple[SAE, LastSolve]:
-    total, done = rows.store.split_rows("train"), 0
-
-    def tell(n: int) -> None:
-        nonlocal done
-        done += n
-        if progress:
-            progress("last solve", done, total, {})
-
-    penalties = Penalties(config.alpha, config.beta, config.mu_dec, config.nu_dec)
-    return last_solve(sae, rows.once("train", 4096), penalties, config.ridge, tell)
-
-
-def describe(store: Store, site: str, config: TrainConfig, device: torch.device) -> dict[str, Any]:
-    """What run.json holds."""
-    packages = ("torch", "transformer-lens", "transformers", "zarr", "numpy", "scipy")
-    return {
-        "settings": asdict(config),
-        "store": str(store.path.resolve()),
-        "store_fingerprint": store.fingerprint,
-        "site": site,
-        "store_rows": store.rows,
-        "training_rows": store.split_rows("train"),
-        "held_out_rows": store.split_rows("held_out"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"splinterp": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}},
-    }
-
-
-def remove_run(directory: Path) -> None:
-    """Remove a run's own files from its directory, and the directory if nothing else lies in it, to make room for another run.
-
-    Raises:
-        SplinterpError: it is not a run directory, so that --force must not touch it.
-    """
-    if not (directory / RUN).is_file():
-        raise SplinterpError(
-            f"{directory} is not a run directory (it has no {RUN}), so that --force leaves it alone; give another --out."
-        )
-    for name in (WEIGHTS, CONFIG, METRICS, SUMMARY, RUN):  # the one that marks a run goes last
-        (directory / name).unlink(missing_ok=True)
-    if not any(directory.iterdir()) and not directory.is_symlink():
-        directory.rmdir()
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write an object as indented JSON, replacing the file as a whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def _with_metadata(sae: SAE, store: Store, site: str) -> SAE:

@@ -1,12 +1,24 @@
-"""The learning rate over a run: linear warm-up, flat, linear decay to zero."""
+"""What changes over a run: the learning rate (linear warm-up, flat, linear decay to zero) and k, which may come down to its value."""
 
 from __future__ import annotations
 
-WARM_UP, DECAY = 0.05, 0.35  # shares of the run
-WARM_UP_AT_MOST = 1000  # steps
+from .config import TrainConfig
+
+WARM_UP = 0.05  # share of the run, where none is given
+WARM_UP_AT_MOST = 1000  # steps, where none is given
 
 
-def lr_factor(step: int, steps: int) -> float:
-    """The factor on the peak rate at `step` (0-based) of `steps`."""
-    warm_up = max(1, min(WARM_UP_AT_MOST, int(WARM_UP * steps)))
-    return max(0.0, min(1.0, (step + 1) / warm_up, (steps - step) / max(1.0, DECAY * steps)))
+def lr_at(step: int, config: TrainConfig) -> float:
+    """The learning rate at `step` (0-based): the peak `config.lr`, but for warm-up and decay."""
+    steps = config.steps
+    warm_up = min(WARM_UP_AT_MOST, int(WARM_UP * steps)) if config.warmup is None else int(config.warmup * steps)
+    rising, falling = (step + 1) / max(1, warm_up), (steps - step) / max(1.0, config.decay * steps)
+    return config.lr * max(0.0, min(1.0, rising, falling))
+
+
+def k_at(step: int, config: TrainConfig) -> int | None:
+    """How many latents a row keeps at `step` (0-based): from `k_start` linearly to `k` over the share `k_anneal` of the run (topk)."""
+    if config.k is None or config.k_start is None:
+        return config.k
+    left = max(0.0, 1 - step / max(1.0, config.k_anneal * config.steps))
+    return config.k + round(left * (config.k_start - config.k))

@@ -1,0 +1,136 @@
+"""A run's directory: what describes it, what --resume finds in it, and how it makes room for another run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..errors import SplinterpError, StoreError
+from ..sae.files import CONFIG, WEIGHTS
+from ..store import Store
+from ..store.files import is_temporary, read_json, temporary, write_bytes
+from ..store.layout import LOCK
+from .checkpoint import CHECKPOINT
+from .config import TrainConfig
+
+METRICS, RUN, SUMMARY = "metrics.jsonl", "run.json", "summary.json"
+TENSORBOARD, WANDB = "tensorboard", "wandb"  # what loggers write, each into a folder of its own
+
+
+def describe(store: Store, site: str, config: TrainConfig, device: torch.device) -> dict[str, Any]:
+    """What run.json holds."""
+    packages = ("torch", "transformer-lens", "transformers", "zarr", "numpy", "scipy")
+    return {
+        "settings": asdict(config),
+        "store": str(store.path.resolve()),
+        "store_fingerprint": store.fingerprint,
+        "site": site,
+        "store_rows": store.rows,
+        "training_rows": store.split_rows("train"),
+        "held_out_rows": store.split_rows("held_out"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "started": _now(),
+        "versions": {"splinterp": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}},
+    }
+
+
+def is_begun(directory: Path) -> bool:
+    """Whether a run has been begun in `directory`, which may not exist.
+
+    Raises:
+        SplinterpError: it holds something else than a run.
+    """
+    if (directory / RUN).is_file():
+        return True
+    if directory.is_dir() and all(path.name == LOCK or is_temporary(path.name) for path in directory.iterdir()):
+        return False  # stopped between making the directory and describing the run
+    if not directory.exists():
+        return False
+    raise SplinterpError(f"{directory} is not a run directory (it has no {RUN}); give the --out of the run to go on with.")
+
+
+def resumed(directory: Path, described: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json is to hold once the run in `directory` goes on as `described`.
+
+    The settings, the site and the store's contents must be those that it was begun with. Only a run that has diverged goes on otherwise:
+    with a lower learning rate, for with the same one it would come to the same end.
+
+    Raises:
+        SplinterpError: it is finished, or something differs.
+    """
+    try:
+        told = read_json(directory / RUN)
+    except StoreError as error:
+        raise SplinterpError(f"{str(error).rstrip('.')}; start the run again with --force.") from None
+    if (directory / SUMMARY).exists():
+        (directory / CHECKPOINT).unlink(missing_ok=True)  # killed between its last file and its end
+        raise SplinterpError(f"The run in {directory} is finished: there is nothing to resume. --force trains it again.")
+    was, now = _compared(told), _compared(json.loads(json.dumps(described)))
+    lower = "diverged" in told and now["lr"] < was["lr"]
+    differing = [name for name in was | now if was.get(name) != now.get(name) and not (name == "lr" and lower)]
+    if differing:
+        raise SplinterpError(
+            f"{directory} was begun with {', '.join(f'{name}={was.get(name)}' for name in differing)}, and not with "
+            f"{', '.join(f'{name}={now.get(name)}' for name in differing)}; --resume needs the same (another --out starts anew)."
+        )
+    if "diverged" in told and not lower:
+        raise SplinterpError(
+            f"The run in {directory} diverged at step {told['diverged']:,} and would do so again; give --resume a lower --lr "
+            f"(it was {was['lr']:g})."
+        )
+    if lower:
+        told["diverged_before"] = [*told.get("diverged_before", []), {"step": told.pop("diverged"), "lr": was["lr"]}]
+    return {**told, "settings": described["settings"], "resumed": [*told.get("resumed", []), _now()]}
+
+
+def note_divergence(directory: Path, step: int) -> None:
+    """Write into run.json that training came to its end at `step`."""
+    write_json(directory / RUN, {**read_json(directory / RUN), "diverged": step})
+
+
+def check_is_run(directory: Path) -> None:
+    """See that `directory` holds a run. Raises SplinterpError otherwise: --force must not touch it."""
+    if not (directory / RUN).is_file():
+        raise SplinterpError(
+            f"{directory} is not a run directory (it has no {RUN}), so that --force leaves it alone; give another --out."
+        )
+
+
+def remove_run(directory: Path) -> None:
+    """Remove a run's own files from its directory, and the directory if nothing else lies in it, to make room for another run.
+
+    Raises:
+        SplinterpError: it is not a run directory, so that --force must not touch it.
+    """
+    check_is_run(directory)
+    for name in (TENSORBOARD, WANDB):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    for name in (SUMMARY, CHECKPOINT, WEIGHTS, CONFIG, METRICS, RUN):  # the one that marks a run goes last
+        temporary(directory / name).unlink(missing_ok=True)
+        (directory / name).unlink(missing_ok=True)
+    if not any(directory.iterdir()) and not directory.is_symlink():
+        directory.rmdir()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write an object as indented JSON, durably replacing the file as a whole."""
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _compared(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same when a run is resumed, by name."""
+    return {**told.get("settings", {}), **{name: told.get(name) for name in ("site", "store_fingerprint")}}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
