@@ -60,7 +60,7 @@ def measure_free(tokens: int, context: int, rounds: int, folder: Path, progress:
     chunk_rows = default_chunk_rows(2 * D, None)
     chunk = torch.cat([rows] * -(-chunk_rows // len(rows)))[:chunk_rows]
     bytes_in_all = ids.numel() * D * 2
-    reader, shares = FreeReader(rows), {}
+    reader, shares, few = FreeReader(rows), {}, ids
 
     def ours() -> None:
         def note(_: int, figures: dict[str, Any]) -> None:

@@ -109,7 +109,9 @@ class SiteReader:
             missed = [site for site in self._sites if site not in self._rows]
             raise ModelError(f"{self._name} runs without passing {', '.join(missed)}, so nothing can be harvested there.")
         if self.device.type == "cuda":
-            self._passes.append(torch.cuda.current_stream(self.device).record_event())
+            done = torch.cuda.Event()
+            done.record(torch.cuda.current_stream(self.device))
+            self._passes.append(done)
         return {site: self._rows[site] for site in self._sites}
 
     def _hook(self, site: str) -> Any:
