@@ -98,3 +98,31 @@ def harvest(
 
         result = run(config, step)
     print(json.dumps(result) if as_json else table(result))
+
+
+@bench.command()
+def train(
+    rows: Annotated[int, typer.Option("--rows", "-N", help="Rows a step.")] = 2048,
+    d_in: Annotated[int, typer.Option(help="Width of the rows.")] = 768,
+    latents: Annotated[int, typer.Option(help="Of the SAE.")] = 8192,
+    k: Annotated[int, typer.Option(help="Latents kept a row.")] = 32,
+    rounds: Annotated[int, typer.Option(help="How often each contender takes a step.")] = 5,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. \\[default: as torch chooses]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+) -> None:
+    """A training step (PAM-SGD, Adam) against the bare product x·W_enc, plain dense Adam and SAELens (where installed)."""
+    from ..progress import Bar
+    from .train import TrainBench, run, table
+
+    config = TrainBench(rows=rows, d_in=d_in, latents=latents, k=k, rounds=rounds, threads=threads, device=device)
+    done = 0
+    with Bar("bench", config.steps, unit="runs") as bar:
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            bar.update(done)
+
+        result = run(config, step)
+    print(json.dumps(result) if as_json else table(result))

@@ -1,4 +1,4 @@
-"""SAELens's CacheActivationsRunner, as a contender: the same weights, the same rows of tokens, one activation store on disk."""
+"""SAELens as a contender: its CacheActivationsRunner (the same weights, the same rows of tokens, one store on disk), and its trainer's step."""
 
 from __future__ import annotations
 
@@ -58,6 +58,24 @@ def free_runner(ids: torch.Tensor, batch_size: int, acts: Callable[[torch.Tensor
         return _runner(ids, batch_size, "blocks.0.hook_resid_post", d, "float16", out, model_name="free", device="cpu")
     finally:
         module.load_model = real
+
+
+def training_step(d_in: int, d_sae: int, k: int, batch_size: int, device: torch.device) -> Callable[[torch.Tensor], object]:
+    """A step of its trainer on rows [batch_size, d_in]: a TopKTrainingSAE as it comes."""
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.training.sae_trainer import SAETrainer, SAETrainerConfig
+
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=k, device=str(device)))
+    config = SAETrainerConfig(
+        total_training_samples=batch_size * 10**6, train_batch_size_samples=batch_size, lr=1e-4, lr_end=1e-4, device=str(device)
+    )
+    trainer = SAETrainer(config, sae, data_provider=iter(()))
+
+    @torch.enable_grad()
+    def step(x: torch.Tensor) -> None:
+        trainer._train_step(sae=trainer.sae, sae_in=x)
+
+    return step
 
 
 def _runner(ids: torch.Tensor, batch_size: int, hook: str, d: int, dtype: str, out: Path, **settings: Any) -> Caching:

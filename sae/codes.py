@@ -27,6 +27,46 @@ class SparseCodes(NamedTuple):
 Codes = SparseCodes | Tensor
 
 
+class ByLatent(NamedTuple):
+    """The entries of sparse codes [N, k] sorted by latent: one pattern a batch for every product Zᵀ·(…).
+
+    Attributes:
+        order: int64 [N·k], places in the flattened codes, by latent and within a latent by row. rows: int64 [N·k], their rows.
+        starts: int64 [d_sae + 1], where each latent begins in them, and their number.
+    """
+
+    order: Tensor
+    rows: Tensor
+    starts: Tensor
+
+
+def by_latent(codes: SparseCodes, d_sae: int) -> ByLatent:
+    """The pattern of sparse codes, by latent."""
+    latents = codes.indices.reshape(-1)
+    order = latents.int().argsort(stable=True)  # half as wide as int64: sorted in half the time
+    starts = torch.zeros(d_sae + 1, dtype=torch.int64, device=latents.device)
+    torch.cumsum(torch.bincount(latents, minlength=d_sae), 0, out=starts[1:])
+    return ByLatent(order, order.div(codes.indices.shape[1], rounding_mode="floor"), starts)
+
+
+def sum_rows(pattern: ByLatent, weights: Tensor, source: Tensor, latents: slice = slice(None)) -> Tensor:
+    """Zᵀ·source, [d_sae, n], for a Z [N, d_sae] that has `weights` [N, k] at the codes' entries; or a slice (without step) of its latents.
+
+    An embedding bag is the fastest such product on a CPU: four times faster than SciPy's or MKL's with a CSR matrix, and shared out over
+    the threads by latent, so that it sums in the same order however many there are.
+    """
+    a, b, _ = latents.indices(len(pattern.starts) - 1)
+    first, last = (0, len(pattern.rows)) if latents == slice(None) else pattern.starts[[a, b]].tolist()
+    return F.embedding_bag(
+        pattern.rows[first:last],
+        source,
+        pattern.starts[a : b + 1] - first,
+        per_sample_weights=weights.reshape(-1)[pattern.order[first:last]],
+        mode="sum",
+        include_last_offset=True,
+    )
+
+
 def decode(codes: Codes, W_dec: Tensor, b_dec: Tensor) -> Tensor:
     """x̂ = z·W_dec + b_dec: codes of N rows, W_dec [d_sae, d_in], b_dec [d_in] -> [N, d_in]. Differentiable in all of them."""
     if isinstance(codes, SparseCodes):

@@ -147,5 +147,22 @@ class SAE:
 
 def select_topk(pre: Tensor, k: int) -> SparseCodes:
     """The k largest pre-activations a row, then ReLU: [N, d_sae] -> SparseCodes [N, k]."""
-    values, indices = pre.topk(k, dim=1, sorted=False)
+    values, indices = _largest(pre, k) if pre.device.type == "cpu" else pre.topk(k, dim=1, sorted=False)
     return SparseCodes(indices, values.relu())
+
+
+def _largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """What topk gives, in less time on a CPU: the k largest lie in the k blocks with the largest maxima, which are found first.
+
+    A block is every (d/size)-th latent, so that maxima are taken along contiguous memory.
+    """
+    n, d = pre.shape
+    size = 1
+    while (2 * size) ** 2 <= d // k and d % (2 * size) == 0:
+        size *= 2
+    if size < 4:
+        return pre.topk(k, dim=1, sorted=False)
+    blocks = pre.view(n, size, d // size)
+    chosen = _largest(blocks.amax(1), k)[1]
+    values, place = _largest(blocks.gather(2, chosen[:, None].expand(n, size, k)).view(n, size * k), k)
+    return values, chosen.gather(1, place % k).add_(place.div(k, rounding_mode="floor"), alpha=d // size)

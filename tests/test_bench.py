@@ -9,6 +9,7 @@ import pytest
 import torch
 from splinterp.bench import architectures, contest
 from splinterp.bench import store as store_bench
+from splinterp.bench import train as train_bench
 from splinterp.bench.harvest import OURS, HarvestBench, run, table
 from splinterp.bench.store import StoreBench
 from splinterp.errors import SplinterpError
@@ -82,3 +83,20 @@ def test_the_architectures_are_the_true_ones():
 def test_mistakes(settings, sentence):
     with pytest.raises(SplinterpError, match=sentence):
         run(HarvestBench(**settings))
+
+
+def test_the_train_bench(torch_threads):
+    steps = []
+    config = train_bench.TrainBench(rows=32, d_in=16, latents=128, k=4, rounds=2, threads=1, device="cpu")
+    result = train_bench.run(config, lambda: steps.append(1))
+    assert len(steps) == config.steps
+    assert json.loads(json.dumps(result)) == result
+    assert result["shape"] == {"rows": 32, "d_in": 16, "latents": 128, "k": 4}
+    assert result["unit_seconds"] > 0
+    assert set(result["units"]) == set(train_bench.NAMES)
+    assert all(units > 0 for name, units in result["units"].items() if name != "saelens" or units is not None)
+    assert all(name in train_bench.table(result) for name in ("our PAM step", "solves"))
+    with pytest.raises(SplinterpError, match="k=129 must be between 1 and the number of latents, 128"):
+        train_bench.TrainBench(latents=128, k=129)
+    with pytest.raises(SplinterpError, match="number of threads must be at least 1, not 0"):
+        train_bench.TrainBench(threads=0)

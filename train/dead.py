@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..sae import Codes, SparseCodes, decode, fired_counts
+from ..sae import Codes, SparseCodes, decode, fired_counts, to_dense
 from .state import State
 
 
@@ -39,16 +39,22 @@ class DeadLatents:
         self.rows_since.copy_(state["rows_since"])
 
 
-def auxk_loss(error: Tensor, pre: Tensor, W_dec: Tensor, dead: Tensor) -> Tensor:
+# With more dead latents than this many times those chosen a row, sparse codes of them are decoded and differentiated faster than dense ones.
+_SPARSE_FROM = 16
+
+
+def auxk_loss(error: Tensor, pre: Tensor, W_dec: Tensor) -> Tensor:
     """‖e − ê‖²/‖e‖² with ê the error's reconstruction by at most d_in/2 dead latents a row; scaled down while few are dead.
 
     Args:
         error: what the live latents leave, x − x̂, detached, [N, d_in].
-        pre: pre-activations [N, d_sae]. W_dec: [d_sae, d_in]. dead: indices of dead latents [n_dead ≥ 1].
+        pre: pre-activations of the dead latents [N, n_dead ≥ 1]. W_dec: their rows [n_dead, d_in].
     """
     wanted = max(1, error.shape[1] // 2)
-    k_aux = min(wanted, len(dead))
-    values, chosen = pre[:, dead].topk(k_aux, dim=1, sorted=False)
-    codes = SparseCodes(dead[chosen], values)  # without ReLU, or latents far below zero would get no gradient
+    k_aux = min(wanted, len(W_dec))
+    values, chosen = pre.topk(k_aux, dim=1, sorted=False)
+    codes = SparseCodes(chosen, values)  # without ReLU, or latents far below zero would get no gradient
+    if len(W_dec) <= _SPARSE_FROM * k_aux:
+        codes = to_dense(codes, len(W_dec))
     rest = error - decode(codes, W_dec, error.new_zeros(error.shape[1]))
     return (k_aux / wanted) * rest.square().sum() / error.square().sum().clamp(min=1e-12)

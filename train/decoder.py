@@ -10,6 +10,8 @@ from torch import Tensor
 from ..errors import SplinterpError
 from .gram import Statistics
 
+_ROWS_AT_ONCE = 256  # of a Gram matrix, so that what is in between stays in the cache
+
 
 @dataclass(frozen=True)
 class Penalties:
@@ -36,7 +38,8 @@ class Decoder:
 
     Attributes:
         W_dec: [d_sae, d_in]. b_dec: [d_in].
-        how: "cholesky", "cholesky+jitter" (rounding made the matrix indefinite and the ridge had to be raised by `jitter`), or "eigh".
+        how: "cholesky", "cholesky in float32", "cholesky+jitter" (rounding made the matrix indefinite and the ridge had to be raised by
+            `jitter`), or "eigh".
         jitter: what was added to the diagonal beyond the penalties.
     """
 
@@ -47,7 +50,11 @@ class Decoder:
 
 
 def solve_decoder(
-    statistics: Statistics, penalties: Penalties | None = None, W0: Tensor | None = None, b0: Tensor | None = None
+    statistics: Statistics,
+    penalties: Penalties | None = None,
+    W0: Tensor | None = None,
+    b0: Tensor | None = None,
+    quick: bool = False,
 ) -> Decoder:
     """argmin over (W, b) of Σ_r ‖z_r·W + b − x_r‖² + α‖W‖² + β‖b‖² + μ‖W − W₀‖² + ν‖b − b₀‖² (Theorem C.1).
 
@@ -58,6 +65,7 @@ def solve_decoder(
     Args:
         statistics: the sums over rows.
         W0: the anchor of W_dec [d_sae, d_in]; zero if left out. b0: the anchor of b_dec [d_in]; zero if left out.
+        quick: factorise in float32, in half the time, where the matrix is so well conditioned that it hardly matters.
     """
     p = penalties or Penalties()
     if statistics.rows <= 0:
@@ -65,12 +73,13 @@ def solve_decoder(
     gram, cross, sum_z, sum_x, n = statistics.gram, statistics.cross, statistics.sum_z, statistics.sum_x, statistics.rows
     b0 = torch.zeros_like(sum_x) if b0 is None else b0.to(sum_x)
     c = n / (n + p.beta + p.nu)
-    A = torch.addr(gram, sum_z, sum_z, alpha=-c / n)
-    A.diagonal().add_(p.alpha + p.mu)
+    shift = p.alpha + p.mu
     C = torch.addr(cross, sum_z, sum_x + p.nu * b0, alpha=-c / n)
     if W0 is not None and p.mu:
         C.add_(W0.to(C), alpha=p.mu)
-    W, how, jitter = _solve_positive(A, C)
+    W, how, jitter = (
+        _solve_quickly(_centred(gram, sum_z, c / n, shift, torch.float32), C) if quick else None
+    ) or _solve_positive(_centred(gram, sum_z, c / n, shift, torch.float64), C)
     b = p.nu * b0 / (n + p.beta + p.nu) + c * (sum_x - sum_z @ W) / n
     return Decoder(W, b, how, jitter)
 
@@ -81,6 +90,23 @@ def mean_diagonal(statistics: Statistics) -> float:
     return float(centred.clamp(min=0).mean())
 
 
+def _centred(gram: Tensor, sum_z: Tensor, weight: float, shift: float, dtype: torch.dtype) -> Tensor:
+    """Σ z zᵀ − weight·(Σ z)(Σ z)ᵀ + shift·I [d, d], by parts, so that nothing else of that size is made."""
+    A = torch.empty_like(gram, dtype=dtype)
+    for part, rows, z in zip(A.split(_ROWS_AT_ONCE), gram.split(_ROWS_AT_ONCE), sum_z.split(_ROWS_AT_ONCE), strict=True):
+        part.copy_(torch.addr(rows, z, sum_z, alpha=-weight))
+    A.diagonal().add_(shift)
+    return A
+
+
+def _solve_quickly(A: Tensor, C: Tensor) -> tuple[Tensor, str, float] | None:
+    """A⁻¹ C by a Cholesky factorisation of A in float32; None where rounding could be felt."""
+    factor, failed = torch.linalg.cholesky_ex(A)
+    if failed or not _well_conditioned(factor, 1e-3):
+        return None
+    return torch.cholesky_solve(C.to(A.dtype), factor).to(C.dtype), "cholesky in float32", 0.0
+
+
 def _solve_positive(A: Tensor, C: Tensor) -> tuple[Tensor, str, float]:
     """A⁻¹ C for a symmetric positive semi-definite A [d, d], which is overwritten: Cholesky; the ridge raised if that fails; then eigh."""
     unit = float(A.diagonal().abs().mean()) or 1.0
@@ -89,7 +115,7 @@ def _solve_positive(A: Tensor, C: Tensor) -> tuple[Tensor, str, float]:
         A.diagonal().add_(relative * unit - jitter)
         jitter = relative * unit
         factor, failed = torch.linalg.cholesky_ex(A)
-        if not failed and _well_conditioned(factor):
+        if not failed and _well_conditioned(factor, 1e-8):
             return torch.cholesky_solve(C, factor), "cholesky" if not relative else "cholesky+jitter", jitter
     A.diagonal().sub_(jitter)
     values, vectors = torch.linalg.eigh(A)
@@ -98,6 +124,6 @@ def _solve_positive(A: Tensor, C: Tensor) -> tuple[Tensor, str, float]:
     return vectors @ (inverse[:, None] * (vectors.T @ C)), "eigh", 0.0
 
 
-def _well_conditioned(factor: Tensor) -> bool:
+def _well_conditioned(factor: Tensor, least: float) -> bool:
     diagonal = factor.diagonal()
-    return bool(diagonal.min() > 1e-8 * diagonal.max())
+    return bool(diagonal.min() > least * diagonal.max())

@@ -7,14 +7,16 @@ from torch import Tensor
 
 from ..sae import SAE, Codes, SAEConfig, decode, select_topk
 from .config import TrainConfig
-from .dead import DeadLatents, auxk_loss
 from .state import State
 
 NO_ROW = 1e-8  # the norm up to which a solved row counts as none
 
 
 class Weights:
-    """An SAE being trained on normalised rows: W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in] with unit-norm rows, b_dec; float32."""
+    """An SAE being trained on normalised rows: W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in] with unit-norm rows, b_dec; float32.
+
+    The encoder lies in memory by latents, as `W_enc_rows` [d_sae, d_in]: so its gradient comes from sparse codes.
+    """
 
     def __init__(self, d_in: int, config: TrainConfig, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(config.seed)
@@ -24,13 +26,18 @@ class Weights:
         self.k = config.k  # the loop may begin with more, and come down to config.k
         self.W_dec = directions
         # Tied at the start, and small: the first reconstructions then fall short instead of overshooting.
-        self.W_enc = (directions.T * 0.5).contiguous()
+        self.W_enc_rows = directions * 0.5
         self.b_enc = torch.zeros(config.d_sae, device=device)
         self.b_dec = torch.zeros(d_in, device=device)
 
-    def pre_activations(self, x: Tensor) -> Tensor:
-        """Normalised rows [N, d_in] -> [N, d_sae]."""
-        return torch.addmm(self.b_enc, x, self.W_enc)
+    @property
+    def W_enc(self) -> Tensor:
+        """[d_in, d_sae], a view."""
+        return self.W_enc_rows.T
+
+    def pre_activations(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Normalised rows [N, d_in] -> [N, d_sae], in `out` if given (without gradients)."""
+        return torch.addmm(self.b_enc, x, self.W_enc, out=out)
 
     def activate(self, pre: Tensor) -> Codes:
         """Pre-activations [N, d_sae] -> codes."""
@@ -43,22 +50,17 @@ class Weights:
         """Normalised rows [N, d_in] -> codes."""
         return self.activate(self.pre_activations(x))
 
-    def loss(self, x: Tensor, dead: DeadLatents) -> tuple[Tensor, Tensor, Codes]:
-        """The training loss, a mean over the rows x [N, d_in] of ‖x̂ − x‖²/d_in, plus L1 or AuxK.
+    def dense_loss(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The training loss with ReLU, differentiable: a mean over the rows x [N, d_in] of ‖x̂ − x‖²/d_in, plus L1.
 
-        Returns: the loss, Σ‖x̂ − x‖² (detached), and the codes.
+        Returns: the loss, Σ‖x̂ − x‖² (detached), and the codes [N, d_sae].
         """
-        pre = self.pre_activations(x)
-        codes = self.activate(pre)
+        codes = self.pre_activations(x).relu()
         error = x - decode(codes, self.W_dec, self.b_dec)
         squared = error.square().sum()
         loss = squared / error.numel()
-        if isinstance(codes, Tensor) and self.config.l1:
+        if self.config.l1:
             loss = loss + self.config.l1 * (codes * self.W_dec.norm(dim=1)).sum() / error.numel()
-        elif self.config.activation == "topk" and self.config.aux_coefficient:
-            indices = dead.indices()
-            if len(indices):
-                loss = loss + self.config.aux_coefficient * auxk_loss(error.detach(), pre, self.W_dec, indices)
         return loss, squared.detach(), codes
 
     @torch.no_grad()
@@ -97,4 +99,5 @@ class Weights:
         """The SAE of normalised rows that these weights are."""
         c = self.config
         config = SAEConfig("topk" if c.activation == "topk" else "standard", self.W_dec.shape[1], c.d_sae, c.k)
-        return SAE(config, *(t.detach().clone() for t in (self.W_enc, self.b_enc, self.W_dec, self.b_dec)))
+        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        return SAE(config, *(t.detach().clone(memory_format=torch.contiguous_format) for t in weights))

@@ -7,19 +7,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..sae import Codes
+from ..sae import ByLatent, Codes, SparseCodes
 from .config import TrainConfig
 from .dead import DeadLatents
 from .encoder import Weights
+from .sparse import add_auxk, sparse_pass
 from .state import State, joined, part
+
+_ROWS_AT_ONCE = 1024  # of the decoder's gradient, so that what is in between stays in the cache
 
 
 class StepFigures(NamedTuple):
-    """What a step tells: the loss, Σ‖x̂ − x‖² over the batch and the codes, all as they were in its first forward pass."""
+    """What a step tells: the loss, Σ‖x̂ − x‖² over the batch, the codes and, if they are sparse, their pattern by latent; all as they
+    were in its first forward pass."""
 
     loss: float
     squared_error: float
     codes: Codes
+    pattern: ByLatent | None
 
 
 class GradientSteps:
@@ -28,9 +33,10 @@ class GradientSteps:
     def __init__(self, weights: Weights, config: TrainConfig, decoder: bool) -> None:
         self.weights, self.config, self.decoder = weights, config, decoder
         self.dead = DeadLatents(config.d_sae, config.dead_after, weights.b_enc.device)
-        self.encoder = [weights.W_enc.requires_grad_(), weights.b_enc.requires_grad_()]
+        self.encoder = [weights.W_enc_rows.requires_grad_(), weights.b_enc.requires_grad_()]
         trained = [*self.encoder, weights.W_dec.requires_grad_(), weights.b_dec.requires_grad_()] if decoder else self.encoder
         self.optimizer = torch.optim.Adam(trained, lr=config.lr, betas=(0.9, 0.999), fused=True)
+        self._pre = torch.empty(0, config.d_sae)
 
     def step(self, x: Tensor, lr: float) -> StepFigures:
         """M = config.encoder_steps steps on one batch of normalised rows x [N, d_in]."""
@@ -39,13 +45,12 @@ class GradientSteps:
         start = [p.detach().clone() for p in self.encoder] if self._proximal else None
         first = None
         for _ in range(self.config.encoder_steps):
-            loss, squared, codes = self.weights.loss(x, self.dead)
-            if start is not None:
-                loss = loss + self._pull(start)
             self.optimizer.zero_grad()
-            loss.backward()
-            self._update()
-            first = first or StepFigures(float(loss.detach()), float(squared), codes)
+            figures = self._sparse_gradients(x) if self.config.activation == "topk" else self._dense_gradients(x)
+            if start is not None:
+                self._pull(start)
+            self.update()
+            first = first or figures
         assert first is not None
         self.dead.update(first.codes, len(x))
         return first
@@ -71,18 +76,46 @@ class GradientSteps:
         # After one step only: at the first the weights are where they started, and the pull is zero.
         return self.config.encoder_steps > 1 and bool(self.config.mu_enc or self.config.nu_enc)
 
-    def _pull(self, start: list[Tensor]) -> Tensor:
-        """μ_enc‖W_enc − W_encᵗ‖² + ν_enc‖b_enc − b_encᵗ‖²."""
-        W, b = (p - p0 for p, p0 in zip(self.encoder, start, strict=True))
-        return self.config.mu_enc * W.square().sum() + self.config.nu_enc * b.square().sum()
+    @torch.no_grad()
+    def _sparse_gradients(self, x: Tensor) -> StepFigures:
+        w, c = self.weights, self.config
+        # Memory that is kept costs a tenth of the product less than memory that is new each time.
+        if self._pre.shape[0] < len(x):
+            self._pre = torch.empty(len(x), c.d_sae, dtype=x.dtype, device=x.device)
+        pre = w.pre_activations(x, out=self._pre[: len(x)])
+        codes = w.activate(pre)
+        assert isinstance(codes, SparseCodes)
+        done = sparse_pass(x, codes, w.W_dec, w.b_dec, self.decoder)
+        loss = done.squared_error / x.numel()
+        dead = self.dead.indices() if c.aux_coefficient else ()
+        if len(dead):
+            loss = loss + add_auxk(done, c.aux_coefficient, x, pre, w.W_dec, dead)
+        for name, gradient in done.gradients._asdict().items():
+            getattr(w, name).grad = gradient
+        return StepFigures(float(loss), float(done.squared_error), codes, done.pattern)
+
+    def _dense_gradients(self, x: Tensor) -> StepFigures:
+        loss, squared, codes = self.weights.dense_loss(x)
+        loss.backward()
+        return StepFigures(float(loss.detach()), float(squared), codes.detach(), None)
 
     @torch.no_grad()
-    def _update(self) -> None:
+    def _pull(self, start: list[Tensor]) -> None:
+        """The gradient of μ_enc‖W_enc − W_encᵗ‖² + ν_enc‖b_enc − b_encᵗ‖²."""
+        for p, p0, weight in zip(self.encoder, start, (self.config.mu_enc, self.config.nu_enc), strict=True):
+            assert p.grad is not None
+            p.grad.add_(p - p0, alpha=2 * weight)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Adam's step along the gradients that are there, with the decoder's rows of unit norm."""
+        if not self.decoder:
+            self.optimizer.step()
+            return
         W_dec = self.weights.W_dec
-        if self.decoder:
-            assert W_dec.grad is not None
+        assert W_dec.grad is not None
+        for gradient, rows in zip(W_dec.grad.split(_ROWS_AT_ONCE), W_dec.split(_ROWS_AT_ONCE), strict=True):
             # Along a row the gradient would only change its norm, which is then put back to one.
-            W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
+            gradient.addcmul_((gradient * rows).sum(1, keepdim=True), rows, value=-1)
         self.optimizer.step()
-        if self.decoder:
-            W_dec /= W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        W_dec.div_(W_dec.norm(dim=1, keepdim=True).clamp_(min=1e-12))

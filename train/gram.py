@@ -1,5 +1,5 @@
 """The sufficient statistics of the decoder: sums over rows, so that they stream, merge by addition, and never hold the
-codes of all rows: of one batch at most (sparse on a CPU, dense on a GPU).
+codes of all rows: of one batch at most, and those of TopK never as a dense matrix.
 
 Names as in Theorem C.1 of SplInterp (arXiv 2505.11836), one row of codes z [d_sae] to one row of activations x [d_in]:
 gram Σ z zᵀ, cross Σ z xᵀ, sum_z Σ z, sum_x Σ x, sum_xx Σ ‖x‖², rows N.
@@ -7,13 +7,18 @@ gram Σ z zᵀ, cross Σ z xᵀ, sum_z Σ z, sum_x Σ x, sum_xx Σ ‖x‖², ro
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..sae import Codes, SparseCodes, to_csr, to_dense
+from ..sae import ByLatent, Codes, SparseCodes, by_latent, sum_rows, to_csr
 from .state import State, number
 
+# Latents whose sums are brought up to date together: what is in between then stays in the cache.
+_LATENTS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 256  # of the Gram matrix, likewise
 # Below this share of non-zeros the CPU's sparse products beat the dense ones by a wide margin.
 _SPARSE_BELOW = 0.1
 # The stored sums are the true ones divided by a factor that decays; they are brought up to date before it underflows.
@@ -34,11 +39,16 @@ class Statistics:
         self._sum_z, self._sum_x = zeros(d_sae), zeros(d_in)
         self._sum_xx, self._rows = 0.0, 0.0
         self._factor = 1.0
+        self._lopsided = False  # whether only the symmetric part of _gram is Σ z zᵀ
 
     @property
     def gram(self) -> Tensor:
         """Σ z zᵀ, float64 [d_sae, d_sae]."""
-        return self._settled()._gram
+        self._settled()
+        if self._lopsided:
+            symmetrise(self._gram)
+            self._lopsided = False
+        return self._gram
 
     @property
     def cross(self) -> Tensor:
@@ -66,13 +76,15 @@ class Statistics:
         return self._rows * self._factor
 
     @torch.no_grad()
-    def add(self, x: Tensor, codes: Codes) -> None:
-        """Add rows x [N, d_in] with their codes."""
+    def add(self, x: Tensor, codes: Codes, pattern: ByLatent | None = None) -> None:
+        """Add rows x [N, d_in] with their codes; `pattern` is that of sparse codes, if there is one already."""
         weight = 1.0 / self._factor
-        if x.device.type == "cpu" and _is_sparse(codes):
+        if isinstance(codes, SparseCodes):
+            self._add_entries(x, codes, pattern or by_latent(codes, self.d_sae), weight)
+        elif x.device.type == "cpu" and float(torch.count_nonzero(codes)) < _SPARSE_BELOW * codes.numel():
             self._add_sparse(x, codes, weight)
         else:
-            z = to_dense(codes, self.d_sae).to(x.dtype)
+            z = codes.to(x.dtype)
             self._gram.add_(z.T @ z, alpha=weight)
             self._cross.add_(z.T @ x, alpha=weight)
             self._sum_z.add_(z.sum(0, dtype=torch.float64), alpha=weight)
@@ -80,7 +92,16 @@ class Statistics:
         self._sum_xx += weight * float(torch.linalg.vector_norm(x, dtype=torch.float64) ** 2)
         self._rows += weight * len(x)
 
-    def _add_sparse(self, x: Tensor, codes: Codes, weight: float) -> None:
+    def _add_entries(self, x: Tensor, codes: SparseCodes, pattern: ByLatent, weight: float) -> None:
+        add_gram(self._gram, codes, pattern, weight)
+        self._lopsided = True
+        values = codes.values.to(x.dtype)
+        for a in range(0, self.d_sae, _LATENTS_AT_ONCE):
+            some = slice(a, min(a + _LATENTS_AT_ONCE, self.d_sae))
+            self._cross[some].add_(sum_rows(pattern, values, x, some).double(), alpha=weight)
+        self._sum_z.scatter_add_(0, codes.indices.reshape(-1), codes.values.double().reshape(-1) * weight)
+
+    def _add_sparse(self, x: Tensor, codes: Tensor, weight: float) -> None:
         z = to_csr(codes, self.d_sae).astype(x.numpy().dtype, copy=False)
         zt = z.T.tocsr()  # one transposed pattern for the Gram matrix and the cross moment
         product = (zt @ z).tocsr()
@@ -109,6 +130,7 @@ class Statistics:
         other._settled()
         for name in ("_gram", "_cross", "_sum_z", "_sum_x"):
             getattr(self, name).add_(getattr(other, name))
+        self._lopsided = self._lopsided or other._lopsided
         self._sum_xx += other._sum_xx
         self._rows += other._rows
 
@@ -139,6 +161,7 @@ class Statistics:
         """Take the sums back."""
         for name in _SUMS:
             getattr(self, "_" + name).copy_(state[name])
+        self._lopsided = True
         self._sum_xx, self._rows, self._factor = (float(state[name]) for name in ("sum_xx", "rows", "factor"))
 
     def _settled(self) -> Statistics:
@@ -151,7 +174,36 @@ class Statistics:
         return self
 
 
-def _is_sparse(codes: Codes) -> bool:
-    if isinstance(codes, SparseCodes):
-        return True
-    return float(torch.count_nonzero(codes)) < _SPARSE_BELOW * codes.numel()
+def add_gram(gram: Tensor, codes: SparseCodes, pattern: ByLatent, weight: float = 1.0) -> None:
+    """Add to `gram`, float64 [d_sae, d_sae], a matrix with the symmetric part weight·Σ z zᵀ, from the entries of the codes alone.
+
+    Each pair of a row's entries is added once, doubled, at (i, j) or at (j, i): half the work of adding it at both.
+    """
+    d_sae, (n, k) = len(gram), codes.values.shape
+    half = k // 2
+    # Entry p of a row meets those at p, p + 1, …, p + half, in a circle: all pairs once, but (k even) those half a circle apart twice.
+    doubled = torch.full((half + 1,), 2.0, dtype=torch.float64, device=gram.device)
+    doubled[0] = 1
+    if k % 2 == 0:
+        doubled[half] = 1
+    windows = [torch.cat([t, t[:, :half]], 1).unfold(1, half + 1, 1) for t in (codes.indices, codes.values.double())]
+    partners, values = (w.reshape(n * k, half + 1) for w in (windows[0], windows[1] * doubled))
+    starts = (codes.indices.reshape(-1) * d_sae).index_select(0, pattern.order)
+    weighted = codes.values.double().reshape(-1).index_select(0, pattern.order) * weight
+    # In the order of i, the matrix is gone through row by row.
+    cuts = pattern.starts[::_LATENTS_AT_ONCE].tolist()
+    for first, last in pairwise(cuts if d_sae % _LATENTS_AT_ONCE == 0 else [*cuts, n * k]):
+        entries = pattern.order[first:last]
+        places = partners.index_select(0, entries).add_(starts[first:last, None])
+        products = values.index_select(0, entries).mul_(weighted[first:last, None])
+        gram.view(-1).scatter_add_(0, places.view(-1), products.view(-1))
+
+
+def symmetrise(matrix: Tensor) -> None:
+    """Put the symmetric part of a matrix [d, d] in its place."""
+    d = len(matrix)
+    for a in range(0, d, _ROWS_AT_ONCE):
+        b = min(a + _ROWS_AT_ONCE, d)
+        rows, columns = matrix[a:b, a:], matrix[a:, a:b]
+        rows.add_(columns.T.clone()).mul_(0.5)
+        columns.copy_(rows.T.clone())

@@ -8,14 +8,19 @@ What differs from the page, and why:
 - The statistics forget (an exponential window of `memory_rows`): old codes are those of an encoder that has moved on.
 - With `decoder_steps` (the default) the decoder also takes the gradient steps, and each solve re-anchors it: between solves it then
   follows the encoder instead of standing still. Without it this is the alternation as published.
+- Solves within training are in float32 where the matrix is well conditioned, and no more often than their cost allows; the last solve,
+  over all rows, is in float64.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from .config import TrainConfig
+from .cost import solve_cost, step_cost
 from .decoder import Decoder, Penalties, mean_diagonal, solve_decoder
 from .encoder import Weights
 from .gradient import GradientSteps, StepFigures
@@ -30,7 +35,7 @@ class PAM:
         self.config, self.weights = config, Weights(d_in, config, device)
         self.gradient = GradientSteps(self.weights, config, decoder=config.decoder_steps)
         self.statistics = Statistics(d_in, config.d_sae, device)
-        self.memory_rows, self.solve_every = cadence(config)
+        self.memory_rows, self.solve_every = cadence(config, d_in)
         self.batches = 0
         # With one small step a batch, and a decoder that follows by itself, the codes of the step's own forward pass will do.
         self.fresh_enough = config.decoder_steps and config.encoder_steps == 1
@@ -39,12 +44,13 @@ class PAM:
         """One batch of normalised rows x [N, d_in]."""
         figures = self.gradient.step(x, lr)  # (a)
         with torch.no_grad():  # (b)
-            codes = figures.codes if self.fresh_enough else self.weights.encode(x)
+            codes, pattern = (figures.codes, figures.pattern) if self.fresh_enough else (self.weights.encode(x), None)
             self.statistics.decay(max(0.0, 1 - len(x) / self.memory_rows))
-            self.statistics.add(x, codes)
+            self.statistics.add(x, codes, pattern)
             self.batches += 1
-            if self.batches % self.solve_every == 0:
-                self._take(self._solve())
+            # From a loss that is no number there is nothing to solve; the loop will tell.
+            if self.batches % self.solve_every == 0 and math.isfinite(figures.loss):
+                self.take(self.solve())
         return figures
 
     def state(self) -> dict[str, Tensor]:
@@ -59,13 +65,15 @@ class PAM:
         self.statistics.load_state(part(state, "statistics"))
         self.batches = int(state["batches"])
 
-    def _solve(self) -> Decoder:
+    def solve(self) -> Decoder:
+        """Theorem C.1 for the statistics as they are, from the present decoder."""
         c, w, s = self.config, self.weights, self.statistics
         ridge = (ANCHOR if c.ridge is None else c.ridge) * mean_diagonal(s)
         penalties = Penalties(alpha=c.alpha, beta=c.beta, mu=c.mu_dec + ridge, nu=c.nu_dec)
-        return solve_decoder(s, penalties, W0=w.W_dec, b0=w.b_dec)
+        return solve_decoder(s, penalties, W0=w.W_dec, b0=w.b_dec, quick=True)
 
-    def _take(self, decoder: Decoder) -> None:
+    def take(self, decoder: Decoder) -> None:
+        """Go on with a solved decoder."""
         factors = self.weights.set_decoder(decoder.W_dec, decoder.b_dec)
         if factors is not None:
             self.statistics.rescale_latents(factors)
@@ -76,8 +84,14 @@ class PAM:
 ANCHOR = 0.1
 
 
-def cadence(config: TrainConfig) -> tuple[int, int]:
+# Solves within training may take this share of the time; in between the decoder follows its gradient.
+SOLVES_SHARE = 0.15
+
+
+def cadence(config: TrainConfig, d_in: int) -> tuple[int, int]:
     """(rows that the statistics remember, batches between two solves): six rows a latent, or the solve fits noise; one solve in a
-    memory's length (twice as many were no better when tried, half as many a little worse)."""
+    memory's length (twice as many were no better when tried, half as many a little worse), fewer where they would cost too much."""
     memory = config.memory_rows or max(6 * config.d_sae, config.batch_size)
-    return memory, config.solve_every or max(1, memory // config.batch_size)
+    steps = solve_cost(d_in, config.d_sae) / step_cost(config.batch_size, d_in, config.d_sae, config.k)  # that a solve is worth
+    affordable = math.ceil(steps * (1 - SOLVES_SHARE) / SOLVES_SHARE) if config.decoder_steps else 1
+    return memory, config.solve_every or max(1, memory // config.batch_size, affordable)

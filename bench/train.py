@@ -1,0 +1,215 @@
+"""The training step against the one dense product that it cannot avoid, a plain dense Adam step, and SAELens's trainer.
+
+    splinterp bench train --rows 2048 --d-in 768 --latents 8192 --k 32
+
+Every contender takes one step a round on the same random rows, in an order drawn anew each round; units are the time of the bare product
+x·W_enc (torch.mm, float32) in the same round. PAM's step holds its statistics; the time of a solve, over the steps between two solves, is
+added. No latent counts as dead. Random rows spread the codes evenly over the latents, which is the Gram matrix's worst case.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import cycle
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..devices import choose_device
+from ..errors import SplinterpError
+from ..train import TrainConfig
+from ..train.adam import AdamBaseline
+from ..train.config import Method
+from ..train.gram import add_gram
+from ..train.pam import PAM
+from ..train.sparse import sparse_pass
+from .contest import measure
+
+BARE, SOLVE = "bare product", "solve"
+# The contenders' names in the JSON object, and in the table.
+NAMES = {
+    "pam": "our PAM step, statistics and solves in it",
+    "adam": "our Adam step",
+    "gram": "the Gram matrix alone",
+    "plain_adam": "plain dense Adam step (autograd)",
+    "saelens": "SAELens TopK training step",
+}
+# Parts of the PAM step, timed on their own in the same rounds; each finds its input in a warmer or colder cache than within the step.
+PRODUCT, TOP_K, GRADIENTS, ADAM, STATISTICS = "product", "top-k", "decoding and gradients", "Adam, unit norms", "statistics"
+BATCHES = 3  # of rows, taken in turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBench:
+    """What to measure.
+
+    Raises:
+        SplinterpError: a value that cannot be.
+    """
+
+    rows: int = 2048
+    """Rows a step."""
+    d_in: int = 768
+    latents: int = 8192
+    k: int = 32
+    rounds: int = 5
+    threads: int | None = None
+    """None: as many as torch takes."""
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for what, value in (
+            ("number of rows", self.rows),
+            ("width of the rows", self.d_in),
+            ("number of rounds", self.rounds),
+            ("number of threads", self.threads),
+        ):
+            if value is not None and value < 1:
+                raise SplinterpError(f"The {what} must be at least 1, not {value}.")
+        self.train_config("pam")  # refuses the rest
+
+    def train_config(self, method: Method) -> TrainConfig:
+        """Of a run without end in which no latent counts as dead."""
+        return TrainConfig(
+            method=method, activation="topk", d_sae=self.latents, k=self.k, rows=10**12, batch_size=self.rows, lr=1e-4, dead_after=10**12
+        )  # fmt: skip
+
+    @property
+    def steps(self) -> int:
+        """Contenders' runs in all."""
+        return self.rounds * (11 + (find_spec("sae_lens") is not None))
+
+
+def run(config: TrainBench, progress: Callable[[], None] | None = None) -> dict[str, Any]:
+    """What was measured: `unit_seconds`, `units` by contender, `parts` of the PAM step and `solve_every`; see `table`.
+
+    `progress` is called after each contender's run. SAELens takes part where it is installed; else its units are None.
+    """
+    device = choose_device(config.device)
+    with _threads(config.threads):
+        contenders, solve_every = _contenders(config, device)
+        synchronise: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+        def timed(contender: Callable[[], object]) -> Callable[[], None]:
+            def run_once() -> None:
+                contender()
+                synchronise()
+
+            return run_once
+
+        with torch.no_grad():
+            for name, contender in contenders.items():  # memory is lent and code is tuned when the clock starts
+                if name != SOLVE:
+                    contender()
+            seconds = measure(
+                {n: timed(c) for n, c in contenders.items()}, config.rounds, lambda _: synchronise(), progress or (lambda: None)
+            )
+        threads = torch.get_num_threads()
+    seconds["pam"] = [step + solve / solve_every for step, solve in zip(seconds["pam"], seconds[SOLVE], strict=True)]
+    units = {name: [t / bare for t, bare in zip(times, seconds[BARE], strict=True)] for name, times in seconds.items()}
+    median = {name: statistics.median(times) for name, times in units.items()}
+    parts = {name: median[name] for name in (PRODUCT, TOP_K, GRADIENTS, ADAM, STATISTICS)}
+    return {
+        "shape": {"rows": config.rows, "d_in": config.d_in, "latents": config.latents, "k": config.k},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} CPU threads",
+        "rounds": config.rounds,
+        "unit_seconds": statistics.median(seconds[BARE]),
+        "solve_every": solve_every,
+        "solve_units": median[SOLVE],
+        "units": {name: median.get(name) for name in NAMES},
+        "ranges": {name: [min(units[name]), max(units[name])] for name in NAMES if name in units},
+        "parts": parts | {"solves": median[SOLVE] / solve_every},
+    }
+
+
+def _contenders(config: TrainBench, device: torch.device) -> tuple[dict[str, Callable[[], object]], int]:
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(config.rows, config.d_in, generator=generator).to(device) for _ in range(BATCHES)]
+    turn = cycle(batches)
+    pam = PAM(config.d_in, config.train_config("pam"), device)
+    solve_every, pam.solve_every = pam.solve_every, 10**12  # solves are timed on their own
+    adam = AdamBaseline(config.d_in, config.train_config("adam"), device)
+    x, w, lr = batches[0], pam.weights, 1e-4
+    W_enc = w.W_enc.detach().clone(memory_format=torch.contiguous_format)
+    figures = pam.step(x, lr)
+    codes, pre = figures.codes, w.pre_activations(x).detach()
+    assert figures.pattern is not None
+    pattern, pam_statistics = figures.pattern, pam.statistics
+    gram = torch.zeros(config.latents, config.latents, dtype=torch.float64, device=device)
+    plain = _plain_adam(config, device)
+    contenders: dict[str, Callable[[], object]] = {
+        BARE: lambda: torch.mm(x, W_enc),
+        "pam": lambda: pam.step(next(turn), lr),
+        "adam": lambda: adam.step(next(turn), lr),
+        "gram": lambda: add_gram(gram, codes, pattern),
+        "plain_adam": lambda: plain(next(turn)),
+        SOLVE: lambda: pam.take(pam.solve()),
+        PRODUCT: lambda: w.pre_activations(x, out=pre),
+        TOP_K: lambda: w.activate(pre),
+        GRADIENTS: lambda: sparse_pass(x, codes, w.W_dec, w.b_dec),
+        ADAM: pam.gradient.update,
+        STATISTICS: lambda: pam_statistics.add(x, codes, pattern),
+    }
+    if find_spec("sae_lens") is not None:
+        from .saelens import training_step
+
+        theirs = training_step(config.d_in, config.latents, config.k, config.rows, device)
+        contenders["saelens"] = lambda: theirs(next(turn))
+    return contenders, solve_every
+
+
+def _plain_adam(config: TrainBench, device: torch.device) -> Callable[[Tensor], None]:
+    """A TopK SAE as one writes it down: dense codes, autograd, torch's Adam as it comes."""
+    W_dec = torch.nn.functional.normalize(torch.randn(config.latents, config.d_in), dim=1).to(device)
+    W_enc = W_dec.T.clone(memory_format=torch.contiguous_format)
+    b_enc, b_dec = torch.zeros(config.latents, device=device), torch.zeros(config.d_in, device=device)
+    weights = [t.requires_grad_() for t in (W_enc, b_enc, W_dec, b_dec)]
+    optimizer = torch.optim.Adam(weights, lr=1e-4)
+
+    @torch.enable_grad()
+    def step(x: Tensor) -> None:
+        pre = x @ W_enc + b_enc
+        values, indices = pre.topk(config.k, dim=1)
+        codes = torch.zeros_like(pre).scatter(1, indices, values.relu())
+        loss = (codes @ W_dec + b_dec - x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: a line a contender, its time in units of the bare product, and how many of our PAM steps it takes; then our time's parts."""
+    s, units = result["shape"], result["units"]
+    lines = [
+        f"{s['rows']:,} rows a step, d_in {s['d_in']:,}, {s['latents']:,} latents, k={s['k']}, {result['device']}, {result['rounds']} rounds. "
+        f"The unit, the bare product x·W_enc, takes {1000 * result['unit_seconds']:.4g} ms; a solve takes {result['solve_units']:.1f} units, "
+        f"one in {result['solve_every']} steps.",
+        "",
+        "| | units | PAM steps |",
+        "|---|---|---|",
+    ]
+    for name, told in NAMES.items():
+        if units[name] is not None:
+            low, high = result["ranges"][name]
+            lines.append(f"| {told} | {units[name]:.2f} ({low:.2f}–{high:.2f}) | {units[name] / units['pam']:.2f} |")
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in result["parts"].items())
+    return "\n".join(
+        [*lines, "", f"Our PAM step's parts, each on its own, in units: {parts}; the Gram matrix is in the statistics."]
+    )

@@ -1,0 +1,72 @@
+"""The gradients of a TopK SAE by hand, from codes that stay (indices, values): nothing here is [N, d_sae] but the pre-activations.
+
+With e = x̂ − x, loss Σ‖e‖²/(N·d_in), s = 2/(N·d_in), entries (r, i) of the codes Z:
+    g_ri = s·e_r·W_dec,i where z_ri > 0, else 0    (the gradient of the pre-activations, on the codes' entries)
+    ∂W_enc,i = Σ_r g_ri x_r,   ∂b_enc,i = Σ_r g_ri,   ∂W_dec,i = s Σ_r z_ri e_r,   ∂b_dec = s Σ_r e_r.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..sae import ByLatent, SparseCodes, by_latent, decode, sum_rows
+from .dead import auxk_loss
+
+
+class Gradients(NamedTuple):
+    """Of the loss, by the encoder's columns [d_sae, d_in] and biases [d_sae] and the decoder [d_sae, d_in], [d_in] (or None)."""
+
+    W_enc_rows: Tensor
+    b_enc: Tensor
+    W_dec: Tensor | None
+    b_dec: Tensor | None
+
+
+class SparsePass(NamedTuple):
+    """One pass forward and back: Σ‖x̂ − x‖², x̂ − x [N, d_in], the gradients, and the codes' pattern that they share."""
+
+    squared_error: Tensor
+    error: Tensor
+    gradients: Gradients
+    pattern: ByLatent
+
+
+def sparse_pass(x: Tensor, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor, decoder: bool = True) -> SparsePass:
+    """The loss Σ‖x̂ − x‖²/(N·d_in) of rows x [N, d_in] with their TopK codes, and its gradients; the decoder's if asked for."""
+    pattern = by_latent(codes, len(W_dec))
+    with torch.enable_grad():  # for the values alone: embedding_bag's own gradient is the gathered product e_r·W_dec,i
+        values = codes.values.detach().requires_grad_()
+        x_hat = decode(SparseCodes(codes.indices, values), W_dec.detach(), b_dec.detach())
+    error = x_hat.detach() - x
+    scale = 2 / x.numel()
+    (by_code,) = torch.autograd.grad(x_hat, values, error)
+    by_code.mul_(codes.values > 0).mul_(scale)
+    b_enc = by_code.new_zeros(len(W_dec)).scatter_add_(0, codes.indices.reshape(-1), by_code.reshape(-1))
+    gradients = Gradients(
+        sum_rows(pattern, by_code, x),
+        b_enc,
+        sum_rows(pattern, scale * codes.values, error) if decoder else None,
+        scale * error.sum(0) if decoder else None,
+    )
+    return SparsePass(error.square().sum(), error, gradients, pattern)
+
+
+def add_auxk(done: SparsePass, coefficient: float, x: Tensor, pre: Tensor, W_dec: Tensor, dead: Tensor) -> Tensor:
+    """coefficient · AuxK; its gradients, which reach the dead latents alone, are added to those of the pass.
+
+    Args:
+        pre: pre-activations [N, d_sae]. dead: indices of dead latents [n_dead ≥ 1].
+    """
+    with torch.enable_grad():
+        pre_dead, rows = pre[:, dead].requires_grad_(), W_dec[dead].detach().requires_grad_()
+        loss = coefficient * auxk_loss(-done.error, pre_dead, rows)
+    by_pre, by_rows = torch.autograd.grad(loss, [pre_dead, rows])
+    to = done.gradients
+    to.W_enc_rows.index_add_(0, dead, by_pre.T @ x)
+    to.b_enc.index_add_(0, dead, by_pre.sum(0))
+    if to.W_dec is not None:
+        to.W_dec.index_add_(0, dead, by_rows)
+    return loss.detach()
