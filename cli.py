@@ -108,7 +108,13 @@ def harvest(
     layer: Annotated[
         list[int] | None, typer.Option(help="Block to harvest at, from 0; may be repeated. \\[default: 2 for tiny]")
     ] = None,
-    hook: Annotated[str, typer.Option(help="resid_post, resid_pre, resid_mid, mlp_out or attn_out.")] = "resid_post",
+    hook: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where in the block: resid_pre, resid_mid, resid_post; attn_out, mlp_out (what they add to the stream); mlp_in (what the "
+            "MLP takes); attn_z, mlp_post (before their output projections). May be repeated. \\[default: resid_post]"
+        ),
+    ] = None,
     dataset: Annotated[
         list[str] | None,
         typer.Option(
@@ -189,7 +195,7 @@ def harvest(
     from .store.places import place
 
     config = stage.HarvestConfig(
-        model=model, layers=tuple(layer or (TINY_LAYER if model == "tiny" else ())), hook=hook, dataset=tuple(dataset or ()) or None, split=split,
+        model=model, layers=tuple(layer or (TINY_LAYER if model == "tiny" else ())), hooks=tuple(hook or ("resid_post",)), dataset=tuple(dataset or ()) or None, split=split,
         text_column=text_column, tokens_column=tokens_column, packing=packing, skip_tokens=tuple(skip_token or ()), skip_special=skip_special, tokens=tokens, context=context, batch_size=_unless_auto(batch_size, parse_quantity, "--batch-size"), dtype=dtype,
         model_dtype=model_dtype, compile=compile_blocks, device=device, out=place(out), seed=seed, keep_bos=keep_bos, separator=separator, revision=revision,
         trust_remote_code=trust_remote_code, resume=resume, force=force, memory=parse_bytes(memory),

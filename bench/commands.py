@@ -24,6 +24,7 @@ def store(
     d: Annotated[int, typer.Option(help="Width of the rows.")] = 768,
     dtype: Annotated[list[str] | None, typer.Option(help="May be repeated. \\[default: bfloat16, float32]")] = None,
     rounds: Annotated[int, typer.Option(help="How often each contender runs.")] = 5,
+    writing: Annotated[bool, typer.Option("--writing", help="Only the table of writing.")] = False,
     rows_of: Annotated[
         str | None,
         typer.Option(
@@ -41,7 +42,7 @@ def store(
     from .store import StoreBench, run, table
 
     chosen = {} if dtype is None else {"dtypes": tuple(dtype)}
-    config = StoreBench(gb=gb, d=d, rounds=rounds, store=rows_of, site=site, folder=folder, **chosen)
+    config = StoreBench(gb=gb, d=d, reading=not writing, rounds=rounds, store=rows_of, site=site, folder=folder, **chosen)
     done, results = 0, {}
     total = config.steps * (1 if rows_of else len(config.dtypes))
     with Bar("bench", total, unit="runs") as bar:
@@ -68,7 +69,7 @@ def harvest(
     tokens: Annotated[int, typer.Option(parser=parse_quantity, help="That each contender forwards in a round.")] = 32768,
     free_tokens: Annotated[
         int, typer.Option(parser=parse_quantity, help="Rows of 2304 to write in a round with a free forward pass; 0: none.")
-    ] = 400_000,
+    ] = 1_000_000,
     batch_size: Annotated[int | None, typer.Option(help="Packed rows a forward pass. \\[default: as harvest chooses]")] = None,
     model_dtype: Annotated[str, typer.Option(help="Of the forward pass: auto, bfloat16, float16 or float32.")] = "auto",
     compile_blocks: Annotated[bool, typer.Option("--compile", help="Ours with torch.compile.")] = False,

@@ -53,7 +53,7 @@ class HarvestBench:
     context: int = 128
     tokens: int = 32768
     """Tokens that each contender forwards in a round; rounded up to whole batches."""
-    free_tokens: int = 400_000
+    free_tokens: int = 1_000_000
     """Rows that go to the disk in a round where the forward pass is free. 0: none of that."""
     batch_size: int | None = None
     """Packed rows a forward pass. None: as `splinterp harvest` chooses."""
@@ -183,7 +183,7 @@ def _bare(todo: Plan) -> Any:
     """The truncated model itself, with transformers' own choice of attention."""
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(
+    model: Any = AutoModel.from_pretrained(
         todo.checkpoint.path, config=cut(todo.model_config, todo.blocks), dtype=todo.model_dtype, local_files_only=True
     )
     return model.to(todo.device).eval()
@@ -194,7 +194,7 @@ def _lens(todo: Plan, tokenizer: Any) -> SiteReader:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         todo.checkpoint.path, config=cut(todo.model_config, todo.blocks), dtype=todo.model_dtype,
         attn_implementation="eager", local_files_only=True,
     )  # fmt: skip

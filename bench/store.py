@@ -58,6 +58,8 @@ class StoreBench:
     """Take the rows, d and dtype of this store. None: normal random numbers."""
     site: str | None = None
     """Of the store, where it has several."""
+    reading: bool = True
+    """False: only the table of writing."""
     rounds: int = 5
     folder: Path | None = None
     """On the disk to be measured. None: the system's temporary folder."""
@@ -75,7 +77,7 @@ class StoreBench:
     @property
     def steps(self) -> int:
         """Contenders' runs in a table."""
-        return self.rounds * (WRITERS + 2 * READERS)
+        return self.rounds * (WRITERS + 2 * READERS * self.reading)
 
 
 def run(config: StoreBench, progress: Callable[[], None] | None = None) -> Iterator[dict[str, Any]]:
@@ -97,7 +99,7 @@ def run(config: StoreBench, progress: Callable[[], None] | None = None) -> Itera
                     "give a smaller --gb or another --folder."
                 )
             x = make_rows(size, config.d, dtype) if taken is None else taken[0]
-            yield measure_all(x, config.store or "normal random", dtype, config.rounds, folder, progress or (lambda: None))
+            yield measure_all(x, config.store or "normal random", dtype, config, folder, progress or (lambda: None))
         finally:
             shutil.rmtree(folder)
 
@@ -218,7 +220,7 @@ def read_zarr(path: Path) -> None:
 
 
 def measure_all(
-    x: torch.Tensor, source: str, dtype: str, rounds: int, folder: Path, progress: Callable[[], None]
+    x: torch.Tensor, source: str, dtype: str, config: StoreBench, folder: Path, progress: Callable[[], None]
 ) -> dict[str, Any]:
     """Run every contender with rows `x` [rows, d] in `folder`.
 
@@ -226,7 +228,7 @@ def measure_all(
         What was measured; `gb_per_s` and `ratios` by table (write; read, cold; read, warm) and contender.
     """
     rows, d = x.shape
-    row_bytes = d * x.element_size()
+    rounds, row_bytes = config.rounds, d * x.element_size()
     # A chunk as for a large store, but at least eight of them, so that there are files to go through.
     chunk_rows = min(default_chunk_rows(row_bytes, None), max(256, 2 ** ((rows // 8).bit_length() - 1)))
     ours, archive, plain, packed = folder / "ours", folder / "archive", folder / "plain.zarr", folder / "blosc.zarr"
@@ -276,10 +278,11 @@ def measure_all(
         forget([ours, archive, plain, packed])
         touch_page_cache(folder, x.nbytes)
 
-    tables["read, cold"] = (measure(reading, rounds, cold, progress), READ_LIMIT)
-    for contender in reading.values():
-        contender()
-    tables["read, warm"] = (measure(reading, rounds, lambda _: None, progress), READ_LIMIT)
+    if config.reading:
+        tables["read, cold"] = (measure(reading, rounds, cold, progress), READ_LIMIT)
+        for contender in reading.values():
+            contender()
+        tables["read, warm"] = (measure(reading, rounds, lambda _: None, progress), READ_LIMIT)
     return {
         "rows": rows,
         "d": d,

@@ -42,10 +42,6 @@ def cross_entropies(
         raise SplinterpError(
             f"The model has no hook {hook_name}, so the SAE cannot be put in place there; give the model that was harvested."
         )
-    if bridge.cfg.d_model != sae.config.d_in:
-        raise SplinterpError(
-            f"The model's rows are {bridge.cfg.d_model} wide and the SAE's {sae.config.d_in}; give the model that was harvested."
-        )
     device = sae.W_enc.device
     replaced_at: list[Tensor] = []  # the current batch's mask
 
@@ -57,7 +53,11 @@ def cross_entropies(
 
     def run(ids: Tensor, replace: Any) -> float:
         def hook(acts: Tensor, hook: Any) -> Tensor:  # TransformerLens passes the hook point by this name
-            flat = acts.reshape(-1, acts.shape[-1])
+            flat = acts.flatten(2).flatten(0, 1)  # attn.hook_z comes as [B, T, heads, head_dim]
+            if flat.shape[1] != sae.config.d_in:
+                raise SplinterpError(
+                    f"The model's rows are {flat.shape[1]} wide and the SAE's {sae.config.d_in}; give the model that was harvested."
+                )
             new = torch.where(replaced_at[0].reshape(-1, 1), replace(flat).to(flat), flat)
             return new.reshape(acts.shape)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from ..errors import ModelError, SplinterpError, TextError
 from ..store.places import AnyPath, place
+from .hooks import HOOKS, site_name
 from .selection import parse_positions
 
 EMBEDDED = "tiny"
-HOOKS = ("resid_post", "resid_pre", "resid_mid", "mlp_out", "attn_out")
 STORE_DTYPES = ("bfloat16", "float16", "float32")
 SEPARATORS = ("bos", "eos", "none")
 PACKINGS = ("packed", "document")
@@ -34,8 +34,8 @@ class HarvestConfig:
     """The store to write."""
     model: str = EMBEDDED
     """"tiny", a Hugging Face directory, or a TransformerLens or hub name."""
-    hook: str = "resid_post"
-    """Where in a block: resid_post, resid_pre, resid_mid, mlp_out or attn_out."""
+    hooks: tuple[str, ...] = ("resid_post",)
+    """Where in each of the blocks: names of `HOOKS`, all in one forward pass. Kept in its order, without repetitions."""
     dataset: str | tuple[str, ...] | None = None
     """"stdlib", a file (.txt, .jsonl, either with .gz or .zst, .parquet, .npy), a directory, or a hub data set (`org/name` or
     `org/name:configuration`). A tuple is a mixture of several, each with a weight behind it (`name::0.3`; 1 where none is
@@ -98,8 +98,10 @@ class HarvestConfig:
             raise ModelError("No layer to harvest was given; name at least one, for example --layer 2.")
         if self.layers[0] < 0:
             raise ModelError(f"Layers are counted from 0, so {self.layers[0]} is none; name for example --layer 0.")
+        if not self.hooks:
+            raise ModelError("No hook to harvest at was given; name at least one, for example --hook resid_post.")
         for what, value, choices in (
-            ("hook", self.hook, HOOKS),
+            *(("hook", hook, tuple(HOOKS)) for hook in self.hooks),
             ("store dtype", self.dtype, STORE_DTYPES),
             ("model dtype", self.model_dtype, ("auto", *STORE_DTYPES)),
             ("separator", self.separator, SEPARATORS),
@@ -107,6 +109,7 @@ class HarvestConfig:
         ):
             if value not in choices:
                 raise ModelError(f"There is no {what} '{value}'; choose one of {', '.join(choices)}.")
+        object.__setattr__(self, "hooks", tuple(hook for hook in HOOKS if hook in self.hooks))
         if self.keep_bos and self.skip_special:
             raise SplinterpError("BOS is a special token, so its rows cannot be both kept and skipped; drop one of the two.")
         if self.context < 2:
@@ -133,5 +136,5 @@ class HarvestConfig:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Names of the sites in the store, by layer: TransformerLens's hook names."""
-        return tuple(f"blocks.{layer}.hook_{self.hook}" for layer in self.layers)
+        """Names of the sites in the store, by layer and then hook: TransformerLens's hook names."""
+        return tuple(site_name(layer, hook) for layer in self.layers for hook in self.hooks)

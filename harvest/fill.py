@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from ..store import Writer
-from .forward import SiteReader
 from .pack import TokenBatch
 from .sink import Sink
 
 Progress = Callable[[int, dict[str, object]], None]
 
 
+class Reader(Protocol):
+    """What a SiteReader is to the loop."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def read(self, ids: np.ndarray, keep: np.ndarray) -> dict[str, torch.Tensor]: ...
+
+
 def fill(
     writer: Writer,
-    reader: SiteReader,
+    reader: Reader,
     stream: Iterator[tuple[TokenBatch, dict[str, torch.Tensor] | None]],
     progress: Progress | None,
 ) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import ModelError
-from .config import HOOKS
+from .hooks import check_sites
 
 TOKENS_A_BATCH = {"cpu": 4096, "cuda": 32768}
 ATTENTION_BYTES = 2**30
@@ -47,12 +47,7 @@ class SiteReader:
         self._rows: dict[str, torch.Tensor] = {}
         self._wanted = torch.empty(0, dtype=torch.long)
         self._passes: deque[torch.cuda.Event] = deque()
-        known = bridge.hook_dict  # TransformerLens 3.9 takes a hook on an unknown name without a word
-        for site in self._sites:
-            if site not in known:
-                block = site.rpartition(".hook_")[0]
-                has = [hook for hook in HOOKS if f"{block}.hook_{hook}" in known]
-                raise ModelError(f"{name} has no hook {site}; of its kind it has {', '.join(has)}.")
+        check_sites(name, self._sites, bridge.hook_dict)
         for site in self._sites:
             bridge.add_hook(site, self._hook(site))
         # The bridge keeps every layer's attention pattern, B*H*T*T numbers that nobody reads.
@@ -114,13 +109,16 @@ class SiteReader:
             missed = [site for site in self._sites if site not in self._rows]
             raise ModelError(f"{self._name} runs without passing {', '.join(missed)}, so nothing can be harvested there.")
         if self.device.type == "cuda":
-            self._passes.append(torch.cuda.current_stream(self.device).record_event())
+            done = torch.cuda.Event()
+            done.record(torch.cuda.current_stream(self.device))
+            self._passes.append(done)
         return {site: self._rows[site] for site in self._sites}
 
     def _hook(self, site: str) -> Any:
         def read(tensor: torch.Tensor, hook: Any) -> None:
             # Copied at once: a later block may write into its input in place.
-            self._rows[site] = tensor.flatten(0, -2).index_select(0, self._wanted).to(self._dtype)
+            # attn_z comes as [B, T, heads, head_dim], the others as [B, T, d].
+            self._rows[site] = tensor.flatten(2).flatten(0, 1).index_select(0, self._wanted).to(self._dtype)
             if len(self._rows) == len(self._sites):
                 raise _AllSitesRead
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from .. import models
 from ..errors import ModelError
 from .config import EMBEDDED
+from .faithful import check_faithful, sample_logits
 from .hub import hub_commit, hub_sentences
+
+# Of what a library says: TransformerLens names all of its architectures.
+LONGEST_LINE = 240
 
 _UNFUSED_GELU = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
 _HALF = (torch.float16, torch.bfloat16)
@@ -38,12 +44,18 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the configuration says: blocks, width, longest context (None: no limit), vocabulary, dtype of the weights."""
+    """What the configuration says: blocks, widths, longest context (None: no limit), vocabulary, dtype of the weights.
+
+    d_attn: heads times their width, which need not be d_model. d_mlp: inside the MLP. Either is None where it does not say, or
+    names one for every layer.
+    """
 
     architecture: str
     n_layers: int
     d_model: int
     n_heads: int
+    d_attn: int | None
+    d_mlp: int | None
     max_context: int | None
     vocabulary: int
     dtype: torch.dtype
@@ -82,12 +94,13 @@ def load_config(checkpoint: Checkpoint) -> Any:
     Raises:
         ModelError: it cannot be had, or is not that of a decoder of text.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         with hub_sentences(checkpoint.path, "model", checkpoint.revision, ModelError):
             config = AutoConfig.from_pretrained(checkpoint.path, **checkpoint.options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"{checkpoint.name} needs Python code of its own; read it, and if you trust it give --trust-remote-code."
@@ -104,15 +117,30 @@ def load_config(checkpoint: Checkpoint) -> Any:
 
 def model_facts(config: Any) -> ModelFacts:
     """The figures that a harvest depends on, from a transformers configuration."""
+    d_model, n_heads = int(config.hidden_size), int(getattr(config, "num_attention_heads", 0) or 1)
+    d_head = _width(config, ("head_dim",), d_model // n_heads)
     return ModelFacts(
         architecture=(config.architectures or [config.model_type])[0],
         n_layers=int(config.num_hidden_layers),
-        d_model=int(config.hidden_size),
-        n_heads=int(getattr(config, "num_attention_heads", 0) or 1),
+        d_model=d_model,
+        n_heads=n_heads,
+        d_attn=None if d_head is None else n_heads * d_head,
+        d_mlp=_width(config, ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"), 4 * d_model),
         max_context=getattr(config, "max_position_embeddings", None),
         vocabulary=int(config.vocab_size),
         dtype=config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32,
     )
+
+
+def _width(config: Any, names: tuple[str, ...], usual: int) -> int | None:
+    """The first of `names` that the configuration has; `usual` where it has none, or leaves it open, as GPT-2 its n_inner."""
+    try:
+        found = next((getattr(config, name) for name in names if hasattr(config, name)), None)
+    except RuntimeError:  # transformers' answer where layers differ
+        return None
+    if found is None:
+        return usual
+    return found if isinstance(found, int) else None
 
 
 def check_request(name: str, facts: ModelFacts, layers: tuple[int, ...], context: int) -> None:
@@ -124,6 +152,12 @@ def check_request(name: str, facts: ModelFacts, layers: tuple[int, ...], context
         raise ModelError(
             f"{name} sees at most {facts.max_context} tokens at once; a context of {context} is too long: lower --context."
         )
+
+
+def blocks_needed(config: Any, last: int) -> int:
+    """Blocks to load for layer `last`: those up to it; all where the first depend on how many follow (Gemma 3n and 4)."""
+    depends = any(getattr(config, name, None) for name in ("num_kv_shared_layers", "hidden_size_per_layer_input"))
+    return int(config.num_hidden_layers) if depends else last + 1
 
 
 def choose_dtype(dtype: str, facts: ModelFacts, device: torch.device) -> torch.dtype:
@@ -143,7 +177,8 @@ def load_bridge(
     The bridge neither folds nor centres anything: its residual stream is Hugging Face's own.
 
     Raises:
-        ModelError: no safetensors weights, weights that do not fit the configuration, or an unknown architecture.
+        ModelError: no safetensors weights, weights that do not fit the configuration, or an architecture that TransformerLens
+            does not know, cannot run, or runs otherwise than Hugging Face.
     """
     with _quiet():
         from transformer_lens.model_bridge import TransformerBridge
@@ -152,7 +187,7 @@ def load_bridge(
         config = copy.deepcopy(config)
         config.num_hidden_layers = blocks
         _fuse_gelu(config)
-        if getattr(config, "layer_types", None):
+        if vars(config).get("layer_types"):  # of some architectures a property, which follows by itself
             config.layer_types = config.layer_types[:blocks]
         try:
             with hub_sentences(checkpoint.path, "model", checkpoint.revision, ModelError):
@@ -162,30 +197,47 @@ def load_bridge(
                     dtype=dtype,
                     attn_implementation="eager",
                     use_safetensors=True,
+                    ignore_mismatched_sizes=True,
                     output_loading_info=True,
                     **checkpoint.options,
                 )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(
                 f"The weights of {checkpoint.name} cannot be loaded (only safetensors are, never pickles): {_first_line(error)}"
             ) from error
+        except (TypeError, LookupError, ArithmeticError) as error:
+            raise ModelError(
+                f"The config.json of {checkpoint.name} describes no model that transformers can build: {error!r}"
+            ) from error
         model, report = loaded
         # transformers fills what it misses with random numbers and goes on.
+        for key, found, wanted in sorted(report["mismatched_keys"])[:1]:
+            raise ModelError(
+                f"The weights of {checkpoint.name} do not fit its config.json: {key} is {list(found)} and should be {list(wanted)}; "
+                "the files belong to different models."
+            )
         if report["missing_keys"]:
             raise ModelError(
                 f"The weights of {checkpoint.name} lack {', '.join(sorted(report['missing_keys'])[:3])}: "
                 "the files are incomplete or belong to another architecture."
             )
+        # Before the bridge puts modules of its own into the model.
+        expected = sample_logits(model.to(device).eval(), config.vocab_size)
         try:
             bridge = TransformerBridge.boot_transformers(
                 checkpoint.path,
-                hf_model=model.to(device).eval(),
+                hf_model=model,
                 tokenizer=_settled(tokenizer),
                 device=str(device),
                 dtype=dtype,
             )
-        except ValueError as error:
-            raise ModelError(f"TransformerLens cannot run {checkpoint.name}: {_first_line(error)}") from error
+            found = sample_logits(bridge, config.vocab_size, return_type="logits")
+        except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+            advice = "give --model-dtype float32" if dtype in _HALF else "try another version of it, or harvest another model"
+            raise ModelError(
+                f"TransformerLens cannot run {checkpoint.name} in {str(dtype).removeprefix('torch.')} ({_first_line(error)}); {advice}."
+            ) from error
+        check_faithful(checkpoint.name, expected, found, dtype)
     return bridge
 
 
@@ -233,4 +285,5 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+    line = str(error).strip().split("\n", 1)[0].rstrip(":")
+    return textwrap.shorten(line, LONGEST_LINE, placeholder=" …") or type(error).__name__

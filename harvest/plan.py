@@ -13,8 +13,9 @@ from ..store.check import reachable
 from ..store.plan import make_plan
 from .config import HarvestConfig
 from .forward import auto_batch_size
+from .hooks import site_widths
 from .mixture import open_texts
-from .model import Checkpoint, ModelFacts, check_request, choose_dtype, find_checkpoint, load_config, model_facts
+from .model import Checkpoint, ModelFacts, blocks_needed, check_request, choose_dtype, find_checkpoint, load_config, model_facts
 from .ranks import Ranks
 from .text import TextSource
 
@@ -80,7 +81,7 @@ def plan(config: HarvestConfig, ranks: Ranks | None = None) -> Plan:
     )
     device = choose_device(ranks.device(config.device, torch.cuda.device_count()))
     dtype = choose_dtype(config.model_dtype, facts, device)
-    sites = dict.fromkeys(config.sites, facts.d_model)
+    sites = site_widths(checkpoint.name, facts, config.layers, config.hooks)
     layout = make_plan(
         out, sites=sites, dtype=config.dtype, columns=COLUMNS, rows=config.tokens, attributes=None,
         seed=config.seed, memory=config.memory, chunk_rows=None,
@@ -95,7 +96,7 @@ def plan(config: HarvestConfig, ranks: Ranks | None = None) -> Plan:
         bytes=-(-config.tokens // layout.chunk_rows) * sum(array.chunk_bytes(layout.chunk_rows) for array in layout.arrays),
         chunk_rows=layout.chunk_rows,
         batch_size=config.batch_size or auto_batch_size(config.context, facts.n_heads, device, dtype),
-        blocks=config.layers[-1] + 1,
+        blocks=blocks_needed(model_config, config.layers[-1]),
         device=device,
         model_dtype=dtype,
         model_config=model_config,

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..devices import suitable_threads
 from ..errors import TextError
 from .compiled import compile_sentences
+from .first import check_first_rows
 from .plan import Plan
 from .run import load_reader, token_batches
 from .tokens import load_tokenizer, skipped_tokens, special_tokens
@@ -49,9 +50,10 @@ def probe(todo: Plan) -> Probe:
         for batch in token_batches(todo, tokenizer, bos, separator, skip):
             begun = time.perf_counter()
             # To the host, because a GPU only takes orders until then.
-            for rows in reader.read(batch.ids, batch.keep).values():
-                rows.cpu()
+            rows = {site: x.cpu() for site, x in reader.read(batch.ids, batch.keep).items()}
             rates.append((batch.kept, time.perf_counter() - begun))
+            if len(rates) == 1:
+                check_first_rows(rows, todo)
             if len(rates) >= MOST_BATCHES or (len(rates) > 1 and sum(seconds for _, seconds in rates[1:]) > SECONDS):
                 break
     if not rates:

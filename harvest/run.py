@@ -19,6 +19,7 @@ from .arrange import arranged
 from .compiled import compile_blocks, compile_sentences
 from .config import HarvestConfig
 from .fill import Progress, fill
+from .first import check_first_rows
 from .forward import SiteReader
 from .model import load_bridge
 from .outliers import norm_bounds
@@ -78,6 +79,7 @@ def harvest(
             max_norms = None
             with compile_sentences(todo.checkpoint.name):
                 rows = reader.read(first.ids, first.keep)
+                check_first_rows(rows, todo)
                 if config.drop_outliers is not None:
                     # Of the stream's first batch on every rank, so that all measure outliers by the same rows.
                     opening = share.first if todo.ranks.several else None
@@ -149,7 +151,7 @@ def _create(
             "model": todo.checkpoint.name,
             "revision": todo.checkpoint.revision,
             "architecture": todo.facts.architecture,
-            "hook": config.hook,
+            "hook": config.hooks[0] if len(config.hooks) == 1 else list(config.hooks),
             "layers": list(config.layers),
             "model_dtype": str(todo.model_dtype).removeprefix("torch."),
             "compiled": config.compile,

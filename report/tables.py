@@ -20,7 +20,7 @@ def print_plan(console: Console, plan: Plan) -> None:
         rows = f"one document a row, cut off at {plan.config.context} tokens"
     console.print(
         f"Harvest {plan.checkpoint.name} ({plan.facts.architecture}, {str(plan.model_dtype).removeprefix('torch.')} on {plan.device}) "
-        f"at {', '.join(plan.sites)} (width {plan.facts.d_model})\n"
+        f"at {', '.join(f'{site} (width {width})' for site, width in plan.sites.items())}\n"
         f"  text {plan.text.name}, {rows}, {plan.batch_size} rows a forward pass{_chosen(plan.config)}\n"
         f"  {plan.rows:,} rows a site in {plan.config.dtype}, at most {format_bytes(plan.bytes)} in chunks of "
         f"{plan.chunk_rows:,} rows -> {plan.config.out}",

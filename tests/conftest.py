@@ -59,6 +59,12 @@ def save_random(model: torch.nn.Module, tokenizer, path: Path, seed: int) -> Pat
 
 
 @pytest.fixture(scope="session")
+def saved(tokenizer):
+    """`save_random`, with the tokenizer, for tests that make models of their own."""
+    return lambda model, path, seed=0: save_random(model, tokenizer, path, seed)
+
+
+@pytest.fixture(scope="session")
 def gpt2_dir(tmp_path_factory, tokenizer) -> Path:
     """GPT-2's architecture: 4 layers, d=32, 64 positions."""
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -8,8 +8,10 @@ import os
 import pytest
 import torch
 from splinterp.bench import architectures, contest
+from splinterp.bench import store as store_bench
 from splinterp.bench import train as train_bench
 from splinterp.bench.harvest import OURS, HarvestBench, run, table
+from splinterp.bench.store import StoreBench
 from splinterp.errors import SplinterpError
 
 
@@ -46,6 +48,19 @@ def test_the_harvest_bench(gpt2_dir, tmp_path, torch_threads):
     assert result["ratios"]["of the bare forward"][OURS]["median"] > 0
     assert json.loads(json.dumps(result)) == result
     assert "tokens/s" in table(result)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("reading", [True, False])
+def test_the_store_bench(tmp_path, torch_threads, reading):
+    config = StoreBench(gb=0.002, d=16, dtypes=("bfloat16",), rounds=1, reading=reading, folder=tmp_path)
+    steps = []
+    (result,) = store_bench.run(config, lambda: steps.append(1))
+    assert len(steps) == config.steps
+    assert set(result["ratios"]) == ({"write", "read, cold", "read, warm"} if reading else {"write"})
+    assert all(share["low"] > 0 for shares in result["ratios"].values() for share in shares.values())
+    assert result["compression"] > 1
+    assert "raw write" in store_bench.table(result)
     assert not os.listdir(tmp_path)
 
 

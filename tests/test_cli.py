@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -131,14 +133,14 @@ def test_train_takes_every_setting_into_run_json(cli, work, tmp_path):
         "train", "--store", work / "acts.zarr", "--site", "blocks.2.hook_resid_post", "--out", tmp_path / "r", "--expansion", 2, "--k", 3,
         "--tokens", "1k", "--batch-size", 100, "--lr", "1e-3", "--encoder-steps", 2, "--mu-enc", 0.1, "--nu-enc", 0.2, "--mu-dec", 0.3,
         "--nu-dec", 0.4, "--alpha", 0.5, "--beta", 0.6, "--ridge", "0.01", "--solve-only", "--solve-every", 3, "--memory-rows", 900,
-        "--no-last-solve", "--seed", 7,
+        "--no-last-solve", "--seed", 7, "--k-start", 20, "--k-anneal", 0.5, "--warmup", 0.1, "--decay", 0.2,
     )  # fmt: skip
     assert code == 0, err
     settings = json.loads((tmp_path / "r" / "run.json").read_text())["settings"]
     expected = {
         "d_sae": 64, "k": 3, "rows": 1000, "batch_size": 100, "lr": 1e-3, "encoder_steps": 2, "mu_enc": 0.1, "nu_enc": 0.2, "mu_dec": 0.3,
         "nu_dec": 0.4, "alpha": 0.5, "beta": 0.6, "ridge": 0.01, "decoder_steps": False, "solve_every": 3, "memory_rows": 900,
-        "last_solve": False, "seed": 7,
+        "last_solve": False, "seed": 7, "k_start": 20, "k_anneal": 0.5, "warmup": 0.1, "decay": 0.2,
     }  # fmt: skip
     assert settings | expected == settings
 
@@ -213,7 +215,9 @@ def test_every_likely_mistake_has_its_sentence(cli, work, gpt2_dir, jsonl, tmp_p
     ]
     assert "layers 0..3; asked for 9" in sentence(cli(*harvest, "--layer", 9))
     assert "no layer" in sentence(cli(*harvest)).lower()
-    assert "resid_post, resid_pre, resid_mid, mlp_out, attn_out" in sentence(cli(*harvest, "--layer", 1, "--hook", "residual"))
+    assert "resid_pre, attn_z, attn_out, resid_mid, mlp_in, mlp_post, mlp_out, resid_post" in sentence(
+        cli(*harvest, "--layer", 1, "--hook", "residual")
+    )
     assert "exists already" in sentence(cli(*harvest[:-1], acts, "--layer", 1))
     assert not (tmp_path / "new.zarr").exists()
     assert "missing.txt" in sentence(
@@ -324,6 +328,34 @@ def test_an_interrupted_harvest_is_told_and_resumes(cli, gpt2_dir, jsonl, tmp_pa
 
     whole, resumed = (stores.open(tmp_path / f"{name}.zarr") for name in ("whole", "acts"))
     assert resumed.fingerprint == whole.fingerprint
+
+
+def test_an_interrupted_run_is_told_and_resumes(cli, work, tmp_path, monkeypatch):
+    from splinterp.train import pam
+
+    command = ["train", "--store", work / "acts.zarr", "--site", "blocks.1.hook_resid_post", "--latents", 64, "--k", 4]
+    real = pam.PAM.step
+
+    def interrupted(self, x, lr):
+        figures = real(self, x, lr)
+        if self.batches == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return figures
+
+    monkeypatch.setattr(pam.PAM, "step", interrupted)
+    code, _, err = cli(*command, "--out", tmp_path / "run")
+    assert (code, "Traceback" in err) == (1, False)
+    assert "Stopping at step 3: writing a checkpoint of" in err
+    assert "holds a checkpoint of step 3" in err
+    assert "--resume" in err
+    monkeypatch.undo()
+    assert "begun with d_sae=64" in sentence(cli(*command, "--latents", 32, "--out", tmp_path / "run", "--resume"))
+    assert cli(*command, "--resume")[0] == 2  # of which run?
+    assert cli(*command, "--out", tmp_path / "run", "--resume")[0] == 0
+    assert (tmp_path / "run" / "sae_weights.safetensors").read_bytes() == (
+        work / "run" / "sae_weights.safetensors"
+    ).read_bytes()
+    assert "is finished" in sentence(cli(*command, "--out", tmp_path / "run", "--resume"))
 
 
 def test_usage_errors_exit_with_2(cli, work):

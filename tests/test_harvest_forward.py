@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from splinterp.devices import suitable_threads
 from splinterp.errors import ModelError
 from splinterp.harvest.forward import SiteReader, auto_batch_size
+from splinterp.harvest.hooks import HOOKS, site_name
 from splinterp.harvest.model import find_checkpoint, load_bridge, load_config
 from splinterp.harvest.tokens import load_tokenizer
 
@@ -65,6 +68,25 @@ def test_one_pass_for_all_sites_stopped_after_the_last(load):
     assert [len(calls) for calls in blocks] == [1, 1, 0, 0]  # block 2 was left in its middle, block 3 never entered
     assert mlps == [[1], []]
     assert rest == [[], []]
+
+
+def test_every_site_ends_the_pass_in_its_block_whatever_the_others(load):
+    bridge, ids = load(), some_ids()
+    embedding, _, _ = parts(bridge)
+    passes, beyond = calls_of(embedding), calls_of(bridge.blocks[2].ln1)
+    alone = {}
+    for hook in HOOKS:
+        alone |= reader(bridge, site_name(1, hook)).read(ids, everything(ids))
+        bridge.reset_hooks()
+    assert len(passes) == len(HOOKS)
+    for pair in itertools.permutations(HOOKS, 2):
+        rows = reader(bridge, *(site_name(1, hook) for hook in pair)).read(ids[:1], everything(ids[:1]))
+        assert [len(x) for x in rows.values()] == [12, 12]
+        bridge.reset_hooks()
+    together = reader(bridge, *alone).read(ids, everything(ids))
+    assert len(passes) == len(HOOKS) ** 2 + 1
+    assert beyond == []
+    assert all(torch.equal(together[site], x) for site, x in alone.items())
 
 
 def test_only_the_blocks_needed_are_loaded(load):
@@ -125,7 +147,9 @@ def test_traps_the_tokenizer_is_not_loaded_again(load, monkeypatch):
 
 
 def test_an_unknown_hook_is_refused(load):
-    with pytest.raises(ModelError, match=r"m has no hook blocks\.1\.hook_nonsense; of its kind it has resid_post, resid_pre"):
+    with pytest.raises(
+        ModelError, match=r"m has no hook blocks\.1\.hook_nonsense; of its kind it has resid_pre, attn_z, attn_out, resid_mid"
+    ):
         reader(load(), "blocks.1.hook_nonsense")
 
 

@@ -97,9 +97,7 @@ def _file(position: Position, state: State) -> Iterator[memoryview]:
     """The bytes of the file, made as they are written, so that the checksum takes no second pass over the state."""
     # Widest first: every tensor is then aligned to its elements.
     names = sorted(state, key=lambda name: (-state[name].element_size(), name))
-    header: dict[str, Any] = {
-        "__metadata__": {"format": json.dumps(FORMAT), "position": json.dumps(asdict(position))}
-    }
+    header: dict[str, Any] = {"__metadata__": {"format": json.dumps(FORMAT), "position": json.dumps(asdict(position))}}
     at = 0
     for name in names:
         tensor = state[name]

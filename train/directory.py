@@ -59,8 +59,8 @@ def is_begun(directory: Path) -> bool:
     raise SplinterpError(f"{directory} is not a run directory (it has no {RUN}); give the --out of the run to go on with.")
 
 
-def check_same_run(directory: Path, described: Mapping[str, Any]) -> None:
-    """See that the run in `directory` can go on as `described`; brings its run.json up to date.
+def resumed(directory: Path, described: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json is to hold once the run in `directory` goes on as `described`.
 
     The settings, the site and the store's contents must be those that it was begun with. Only a run that has diverged goes on otherwise:
     with a lower learning rate, for with the same one it would come to the same end.
@@ -88,8 +88,9 @@ def check_same_run(directory: Path, described: Mapping[str, Any]) -> None:
             f"The run in {directory} diverged at step {told['diverged']:,} and would do so again; give --resume a lower --lr "
             f"(it was {was['lr']:g})."
         )
-    diverged = {"diverged_before": [*told.get("diverged_before", []), {"step": told.pop("diverged"), "lr": was["lr"]}]} if lower else {}
-    write_json(directory / RUN, {**told, "settings": described["settings"], **diverged, "resumed": [*told.get("resumed", []), _now()]})
+    if lower:
+        told["diverged_before"] = [*told.get("diverged_before", []), {"step": told.pop("diverged"), "lr": was["lr"]}]
+    return {**told, "settings": described["settings"], "resumed": [*told.get("resumed", []), _now()]}
 
 
 def note_divergence(directory: Path, step: int) -> None:

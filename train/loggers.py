@@ -109,6 +109,7 @@ class WandB:
 
     def __init__(self, directory: Path, described: Mapping[str, Any]) -> None:
         import wandb
+        from wandb.errors import Error
 
         started = described["started"]
         (directory / WANDB).mkdir(exist_ok=True)  # or wandb takes another place
@@ -116,9 +117,14 @@ class WandB:
         identity = f"{zlib.crc32(f'{directory.resolve()} {started}'.encode()):08x}"
         try:
             self._run = wandb.init(
-                project="splinterp", name=directory.name, id=identity, resume="allow", dir=str(directory), config=dict(described)
+                project="splinterp",
+                name=directory.name,
+                id=identity,
+                resume="allow",
+                dir=str(directory),
+                config=dict(described),
             )
-        except wandb.errors.Error as error:
+        except Error as error:
             raise SplinterpError(
                 f"Weights & Biases does not take this run ({str(error).rstrip('.')}); set WANDB_MODE=offline, or use `wandb login`."
             ) from error

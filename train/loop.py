@@ -77,18 +77,22 @@ class Checkpoints:
             self.write(position, state)
         except OSError as error:
             kept = f"that of step {self.step:,} is kept" if self.step is not None else "there is none yet"
-            self.tell(f"The checkpoint of step {position.steps:,} could not be written ({error.strerror}); {kept}. Training goes on.")
+            self.tell(
+                f"The checkpoint of step {position.steps:,} could not be written ({error.strerror}); {kept}. Training goes on."
+            )
             return
         if first:
             pause = format_seconds(max(self.every, self.cost / MOST_OF_THE_TIME))
-            self.tell(f"Checkpoint: {format_bytes(self.size)} ({_parts(state)}), written in {format_seconds(self.cost)}; one every {pause}.")
+            self.tell(
+                f"Checkpoint: {format_bytes(self.size)} ({_parts(state)}), written in {format_seconds(self.cost)}; one every {pause}."
+            )
 
     def told(self) -> str:
         """What there is to go on from, in words."""
         if self.step is None:
-            return "there is no checkpoint yet"
-        cost = f" ({format_bytes(self.size)}, {format_seconds(self.cost)})" if self.cost else ""
-        return f"{self.path} holds step {self.step:,}{cost}"
+            return "no checkpoint yet"
+        cost = f" ({format_bytes(self.size)}, {format_seconds(self.cost)})" if self.size else ""
+        return f"a checkpoint of step {self.step:,}{cost}"
 
     def check_room(self, needed: int) -> None:
         """Tell where the disk cannot hold two checkpoints, as it must while one replaces the other."""
@@ -130,7 +134,14 @@ def run_steps(
                     "l0": l0(figures.codes),
                     "dead": float(len(method.gradient.dead.indices())),
                 }
-                line = {"step": step, "rows": position.rows, "loss": figures.loss, **shown, "lr": lr, "seconds": position.seconds}
+                line = {
+                    "step": step,
+                    "rows": position.rows,
+                    "loss": figures.loss,
+                    **shown,
+                    "lr": lr,
+                    "seconds": position.seconds,
+                }
                 if config.k_start is not None and method.weights.k is not None:
                     line["k"] = method.weights.k
                 if step % evaluate_every == 0 or last:
@@ -183,7 +194,9 @@ def diverged(at: Diverged, config: TrainConfig, checkpoints: Checkpoints) -> Spl
     """The sentence for it."""
     begins = f"Training diverged by step {at.args[0]:,} (the loss or a weight is no number)"
     if checkpoints.step is None:
-        return SplinterpError(f"{begins}, before the first checkpoint; start again with --force and a lower --lr (it was {config.lr:g}).")
+        return SplinterpError(
+            f"{begins}, before the first checkpoint; start again with --force and a lower --lr (it was {config.lr:g})."
+        )
     return SplinterpError(
         f"{begins}; {checkpoints.path} keeps step {checkpoints.step:,}. --resume with a lower --lr (it was {config.lr:g}) goes on from there."
     )

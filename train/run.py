@@ -18,12 +18,23 @@ from ..evaluate.metrics import evaluate_rows
 from ..quantities import format_bytes
 from ..sae import SAE, save_sae
 from ..store import Store
-from ..store.files import Lock, read_json, temporary
+from ..store.files import Lock, temporary
 from .adam import AdamBaseline
 from .checkpoint import CHECKPOINT, Position, read_checkpoint, state_bytes
 from .config import TrainConfig
 from .decoder import Penalties
-from .directory import METRICS, RUN, SUMMARY, check_is_run, check_same_run, describe, is_begun, note_divergence, remove_run, write_json
+from .directory import (
+    METRICS,
+    RUN,
+    SUMMARY,
+    check_is_run,
+    describe,
+    is_begun,
+    note_divergence,
+    remove_run,
+    resumed,
+    write_json,
+)
 from .encoder import Weights
 from .last_solve import LastSolve, last_solve
 from .loggers import Logger, MetricsFile, check_logger, open_logger
@@ -92,10 +103,17 @@ def train(
         begun = resume and is_begun(out)
         if begun:
             stack.enter_context(_locked(out))
-            check_same_run(out, described)
+            described = resumed(out, described)
             if (out / CHECKPOINT).exists():
                 position, state = read_checkpoint(out / CHECKPOINT)
-        run = _Run(store, Rows.of(store, info.name, device), config, out, progress, Checkpoints(out, checkpoint_every, tell, position, bool(state)))
+        run = _Run(
+            store,
+            Rows.of(store, info.name, device),
+            config,
+            out,
+            progress,
+            Checkpoints(out, checkpoint_every, tell, position, bool(state)),
+        )
         method = _start(config, info.d, device) if position.dead is None else None
         if not begun:
             # Whatever can be refused has been: only now does an old run make room.
@@ -105,8 +123,8 @@ def train(
             stack.enter_context(_locked(out))
             if (out / RUN).exists():
                 remove_run(out)
-            write_json(out / RUN, described)
-        listener = open_logger(logger, out, read_json(out / RUN), position.steps)
+        write_json(out / RUN, described)
+        listener = open_logger(logger, out, described, position.steps)
         if listener:
             stack.callback(listener.close)
         sae = run.trained(state) if method is None else run.train(method, position, state, listener)
@@ -147,12 +165,13 @@ class _Run:
         except Stopped:
             save_sae(self.finished(method.weights.sae()), self.out)
             raise Interrupted(
-                f"Stopped after step {position.steps:,} of {config.steps:,}; {checkpoints.told()}, and {self.out} the SAE so far. "
+                f"Stopped after step {position.steps:,} of {config.steps:,}; {self.out} holds {checkpoints.told()} and the SAE so far. "
                 "The same command with --resume goes on."
             ) from None
         except KeyboardInterrupt:
             raise Interrupted(
-                f"Interrupted in step {position.steps + 1:,} of {config.steps:,}; {checkpoints.told()}. The same command with --resume goes on."
+                f"Interrupted in step {position.steps + 1:,} of {config.steps:,}; {self.out} holds {checkpoints.told()}. "
+                "The same command with --resume goes on."
             ) from None
         finally:
             metrics.close()

@@ -1,9 +1,9 @@
 """See that what a harvest takes of memory does not grow with its length.
 
-    python tests/campaigns/harvest_memory.py 1 10
+    python tests/campaigns/harvest_memory.py 1 5 10 20
 
 For each number: a harvest of the embedded model, by a process of its own, whose rows fill the shuffle pool (16 MiB) that many times over.
-The figures are peaks of resident memory in MiB. Exit code 1 if the longest harvest takes over 5 % more than the shortest.
+The figures are peaks of resident memory in MiB. Exit code 1 if the longest harvest takes over 10 % more than the shortest.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     print("|---|---|---|")
     for pools, (rows, mib) in zip(sorted(args.pools), found, strict=True):
         print(f"| {pools:g} | {rows:,} | {mib} |")
-    sys.exit(found[-1][1] > 1.05 * found[0][1])
+    sys.exit(found[-1][1] > 1.1 * found[0][1])
 
 
 if __name__ == "__main__":

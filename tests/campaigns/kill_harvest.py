@@ -86,10 +86,11 @@ def campaign(
                 sent = rng.choice(SIGNALS)
                 os.kill(pid, sent)
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            if status == 0 or is_whole(out):  # also when it was killed between its last rename and its end
+            # A harvest killed between its last rename and its end is told that it is complete, and cleaned up behind.
+            if status == 0 or (sent is None and status == 1 and is_whole(out)):
                 break
             # 1: it ended by a sentence; by a signal's number: before it could, while it was being imported or by SIGKILL.
-            if sent is None or (status not in (1, -sent)):
+            if sent is None or status not in (1, -sent):
                 failures.append(f"harvest {harvests}: exit code {status} after {sent}")
                 break
             killed += 1

@@ -1,0 +1,172 @@
+"""Kill a training run at random moments, resume it, and see that it ends as a run that nobody touched.
+
+    python tests/campaigns/kill_train.py 20
+
+Each run (PAM-SGD, its alternation as published, or Adam; 188 steps over two epochs of 12,000 rows, a checkpoint every 30 ms) is stopped up to 10
+times: by SIGKILL, or, one time in four, by SIGTERM or SIGINT, after which there must be a checkpoint of the last step. It is resumed
+each time by the command line, and at last left to finish; then `summary.json` and every line of `metrics.jsonl` must equal those of
+the uninterrupted run, but for times, and the weights byte for byte. Runs go on until there have been as many kills as asked for. The suite
+runs a short form (tests/test_train_resume.py). Exit code 1 if anything failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from splinterp import cli, store
+from splinterp.train import loop
+from splinterp.train.checkpoint import CHECKPOINT, read_checkpoint
+
+MOST_KILLS = 10
+SIGNALS = (signal.SIGKILL,) * 6 + (signal.SIGTERM, signal.SIGINT)
+D_IN, ROWS = 32, 12_800
+METHODS = {
+    "pam": "--method pam --k-start 24",
+    "as published": "--method pam --solve-only --encoder-steps 2 --mu-enc 0.1",
+    "adam": "--method adam --last-solve",
+}
+
+
+def make_store(path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.rand(ROWS, 256, generator=generator) * (torch.rand(ROWS, 256, generator=generator) < 0.03)
+    with store.create(path, sites={"hook": D_IN}, dtype="float32", rows=ROWS) as writer:
+        writer.add({"hook": codes @ torch.randn(256, D_IN, generator=generator)}, {})
+        writer.finish()
+
+
+def start(folder: Path, out: Path, method: str) -> int:
+    """A forked run, as the command line starts it, with its output thrown away."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            quiet = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(quiet, 1)
+            os.dup2(quiet, 2)
+            torch.set_num_threads(1)
+            loop.MOST_OF_THE_TIME = 1.0  # of what every 30 ms leave
+            command = (
+                f"train --latents 256 --k 8 --tokens 24k --batch-size 128 --checkpoint-every 0.0005 --resume {METHODS[method]}"
+            )
+            cli.main([*command.split(), "--store", str(folder / "acts.zarr"), "--out", str(out)])
+        except SystemExit as end:
+            os._exit(end.code if isinstance(end.code, int) else 3)
+        except KeyboardInterrupt:  # before the command line had begun
+            os._exit(1)
+        except BaseException:
+            os._exit(3)
+        os._exit(0)
+    return pid
+
+
+def ended(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_times(v) for name, v in value.items() if name not in ("seconds", "rows_per_second")}
+    return value
+
+
+def left_by(directory: Path) -> dict[str, Any]:
+    """What a finished run leaves, but for times."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return {
+        "summary.json": without_times(json.loads((directory / "summary.json").read_text())),
+        "metrics.jsonl": [without_times(json.loads(line)) for line in lines],
+        **{name: (directory / name).read_bytes() for name in ("cfg.json", "sae_weights.safetensors")},
+    }
+
+
+def step_kept(out: Path) -> int:
+    """The step of the checkpoint in `out`; -1 where there is none."""
+    return read_checkpoint(out / CHECKPOINT)[0].steps if (out / CHECKPOINT).exists() else -1
+
+
+def campaign(kills: int, seed: int, folder: Path, most: int = MOST_KILLS, methods: int = 3) -> tuple[dict[str, str], list[str]]:
+    """(the summary's lines, what failed)."""
+    rng, failures, done, runs, steps = random.Random(seed), [], Counter[str](), 0, []
+    begun = time.monotonic()
+    # Imported before the first fork, so that a child trains within a tenth of a second.
+    import splinterp.report.tables  # noqa: F401
+    import torch._dynamo  # noqa: F401  torch's Adam does so
+
+    make_store(folder / "acts.zarr")
+    wholes, references = {}, {}
+    for method in list(METHODS)[:methods]:
+        at = time.monotonic()
+        if ended(start(folder, folder / method, method)):
+            return {}, [f"the uninterrupted run ({method}) failed"]
+        wholes[method], references[method] = time.monotonic() - at, left_by(folder / method)
+    while sum(done.values()) < kills and not failures:
+        method, out, killed = list(references)[runs % len(references)], folder / f"run{runs}", 0
+        runs += 1
+        while True:
+            before = step_kept(out)
+            pid, sent = start(folder, out, method), None
+            if killed < most and sum(done.values()) < kills:
+                time.sleep(rng.uniform(0, wholes[method]))
+                sent = rng.choice(SIGNALS)
+                os.kill(pid, sent)
+            status = ended(pid)
+            if (out / "summary.json").exists():  # also when it was killed between its last file and its end
+                break
+            # 1: it ended by a sentence; by a signal's number: by SIGKILL, or before it could listen.
+            if sent is None or (status not in (1, -sent)):
+                failures.append(f"run {runs}: exit code {status} after {sent}")
+                break
+            killed += 1
+            done[sent.name] += 1
+            steps.append(step_kept(out))
+            if steps[-1] < before:
+                failures.append(f"run {runs}: the checkpoint was of step {before}, and now is of {steps[-1]}")
+        if failures:
+            break
+        found = left_by(out)
+        failures += [
+            f"run {runs} ({method}): {name} differs from the uninterrupted one"
+            for name, value in references[method].items()
+            if found[name] != value
+        ]
+        shutil.rmtree(out)
+    summary = {
+        "runs, each resumed until it was finished": str(runs),
+        "kills": f"{sum(done.values())} ({', '.join(f'{n} {name}' for name, n in sorted(done.items()))})",
+        "steps of the checkpoints gone on from (-1: none yet)": ", ".join(map(str, sorted(steps))),
+        "failures": str(len(failures)),
+        "seconds": f"{time.monotonic() - begun:.0f}",
+    }
+    return summary, failures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kills", type=int, nargs="?", default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--methods", type=int, default=len(METHODS), help="how many of PAM-SGD, as published, Adam")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="splinterp-kill-") as folder:
+        summary, failures = campaign(args.kills, args.seed, Path(folder), methods=args.methods)
+    for name, value in summary.items():
+        print(f"| {name} | {value} |")
+    for failure in failures:
+        print(failure)
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()
