@@ -18,6 +18,7 @@ from rich.console import Console
 from . import __version__
 from .bench.commands import bench
 from .errors import Interrupted, SplinterpError
+from .options import quantity
 from .quantities import format_bytes, format_count, parse_quantity
 
 if TYPE_CHECKING:
@@ -62,14 +63,6 @@ def main(arguments: list[str] | None = None) -> None:
         where = f" ({error.filename})" if error.filename else ""
         err_console.print(f"The system refused: {error.strerror}{where}.", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
-
-
-def quantity(text: str | int) -> int:
-    """Parser of options such as 20000, 10k, 1M, 2.5B."""
-    try:
-        return text if isinstance(text, int) else parse_quantity(text)
-    except SplinterpError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 StoreOption = Annotated[

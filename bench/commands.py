@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..quantities import parse_quantity
+from ..options import quantity
 
 bench = typer.Typer(name="bench", no_args_is_help=True, help="Measure on this machine what our figures rest on.")
 
@@ -66,9 +66,9 @@ def harvest(
     model: Annotated[str | None, typer.Option(metavar="DIR", help="A Hugging Face directory instead.")] = None,
     layer: Annotated[int, typer.Option(help="Block to harvest at, from 0.")] = 6,
     context: Annotated[int, typer.Option(help="Tokens in a packed row, BOS included.")] = 128,
-    tokens: Annotated[int, typer.Option(parser=parse_quantity, help="That each contender forwards in a round.")] = 32768,
+    tokens: Annotated[int, typer.Option(parser=quantity, help="That each contender forwards in a round.")] = 32768,
     free_tokens: Annotated[
-        int, typer.Option(parser=parse_quantity, help="Rows of 2304 to write in a round with a free forward pass; 0: none.")
+        int, typer.Option(parser=quantity, help="Rows of 2304 to write in a round with a free forward pass; 0: none.")
     ] = 1_000_000,
     batch_size: Annotated[int | None, typer.Option(help="Packed rows a forward pass. \\[default: as harvest chooses]")] = None,
     model_dtype: Annotated[str, typer.Option(help="Of the forward pass: auto, bfloat16, float16 or float32.")] = "auto",

@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from splinterp import cli
 from splinterp.bench import architectures, contest
 from splinterp.bench import store as store_bench
 from splinterp.bench import train as train_bench
@@ -100,3 +101,12 @@ def test_the_train_bench(torch_threads):
         train_bench.TrainBench(latents=128, k=129)
     with pytest.raises(SplinterpError, match="number of threads must be at least 1, not 0"):
         train_bench.TrainBench(threads=0)
+
+
+@pytest.mark.parametrize("command", ["store", "harvest", "train"])
+def test_mistakes_on_the_command_line(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["bench", command, "--rounds", "0"])
+    assert end.value.code == 1
+    assert "at least 1" in (told := capsys.readouterr()).err or "more than 0" in told.err
+    assert "Traceback" not in told.err
