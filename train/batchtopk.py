@@ -15,29 +15,27 @@ from .state import State
 
 # Codes are padded to the row that has the most. Beyond this many times k the Gram matrix of padded codes, quadratic in the width, and what
 # else is taken from them would cost about as much as dense products (train/cost.py, at d_in=768, d_sae=8192, k=32).
-_WIDTHS = (2, 4)
+_WIDEST = 4
 # The threshold's running mean remembers this many batches, as SAELens's does, but no more than this share of the run: the encoder it
 # belongs to is the last one.
 _BATCHES_REMEMBERED, _SHARE_REMEMBERED = 100, 0.05
 
 
-def select_batch_topk(pre: Tensor, k: int, widths: tuple[int, ...] = _WIDTHS) -> Codes:
+def select_batch_topk(pre: Tensor, k: int, widest: int = _WIDEST) -> Codes:
     """The k·N largest pre-activations [N, d_sae] of the batch, as far as they are positive; those equal to the smallest kept are kept too.
 
-    Returns: SparseCodes, padded with zeros to the row with the most, where no row has more than widths[-1]·k; else dense codes [N, d_sae].
+    Returns: SparseCodes, padded with zeros to the row with the most, where no row has as many as widest·k; else dense codes [N, d_sae].
 
-    The search is exact. Each row's `width` largest are candidates; a row whose least candidate stays below the smallest kept has no other
+    The search is exact. Each row's widest·k largest are candidates; a row whose least candidate stays below the smallest kept has no other
     that could be kept, and where that is so of all rows the candidates suffice.
     """
-    d, smallest = pre.shape[1], pre.new_zeros(())
-    for width in (min(times * k, d) for times in widths):
-        indices, values = select_topk(pre, width)
-        smallest, least = _nth_largest(values.flatten(), k * len(pre)), values.amin(1)
-        if width == d or bool(((least < smallest) | (least == 0)).all()):
-            kept = values.masked_fill(values < smallest, 0)  # said so, a NaN stays and is seen
-            widest = max(1, int((kept != 0).sum(1).max()))
-            kept, places = kept.topk(widest, dim=1, sorted=False)
-            return SparseCodes(indices.gather(1, places), kept)
+    width = min(widest * k, pre.shape[1])
+    indices, values = select_topk(pre, width)
+    smallest, least = _nth_largest(values.flatten(), k * len(pre)), values.amin(1)
+    if width == pre.shape[1] or bool(((least < smallest) | (least == 0)).all()):
+        kept = values.masked_fill(values < smallest, 0)  # put like this, a NaN stays and is seen
+        kept, places = kept.topk(max(1, int((kept != 0).sum(1).max())), dim=1, sorted=False)
+        return SparseCodes(indices.gather(1, places), kept)
     # The candidates' smallest is a lower bound, so that few more than k·N are left to choose from.
     smallest = _nth_largest(pre[pre >= smallest], k * len(pre))
     return pre.relu().masked_fill_(pre < smallest, 0)
