@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ..sae import SAE, Architecture, Codes, SAEConfig, decode, select_topk
 from .batchtopk import Threshold, select_batch_topk
-from .config import TrainConfig
+from .config import Activation, TrainConfig
 from .state import State, joined, part
 
+ARCHITECTURES: dict[Activation, Architecture] = {"topk": "topk", "batchtopk": "jumprelu", "relu": "standard"}  # as finished
 NO_ROW = 1e-8  # the norm up to which a solved row counts as none
 
 
@@ -104,8 +105,7 @@ class Weights:
     def sae(self) -> SAE:
         """The SAE of normalised rows that these weights are; BatchTopK's is a JumpReLU SAE with one threshold for all latents."""
         c = self.config
-        architecture: Architecture = {"topk": "topk", "batchtopk": "jumprelu", "relu": "standard"}[c.activation]
-        config = SAEConfig(architecture, self.W_dec.shape[1], c.d_sae, c.k if c.activation == "topk" else None)
+        config = SAEConfig(ARCHITECTURES[c.activation], self.W_dec.shape[1], c.d_sae, c.k if c.activation == "topk" else None)
         weights = {name: t.clone(memory_format=torch.contiguous_format) for name, t in self._tensors().items()}
         threshold = torch.full_like(weights["b_enc"], float(self.threshold.value)) if self.threshold else None
         return SAE(config, **weights, threshold=threshold)

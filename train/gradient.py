@@ -86,9 +86,10 @@ class GradientSteps:
         codes = w.activate(pre)
         if w.threshold:
             w.threshold.update(codes)
-        # BatchTopK's are dense where a row has very many
-        passed = sparse_pass if isinstance(codes, SparseCodes) else dense_pass
-        done = passed(x, codes, w.W_dec, w.b_dec, self.decoder)
+        if isinstance(codes, SparseCodes):
+            done = sparse_pass(x, codes, w.W_dec, w.b_dec, self.decoder)
+        else:  # BatchTopK's, where a row has very many
+            done = dense_pass(x, codes, w.W_dec, w.b_dec, self.decoder)
         loss = done.squared_error / x.numel()
         dead = self.dead.indices() if c.aux_coefficient else ()
         if len(dead):
