@@ -349,12 +349,14 @@ def train(
     site: SiteOption = None,
     out: Annotated[Path | None, typer.Option(help="The run directory. \\[default: runs/<store>-<method>-<date>]")] = None,
     method: Annotated[str, typer.Option(help="pam (closed-form decoder) or adam (the baseline).")] = "pam",
-    activation: Annotated[str, typer.Option(help="topk or relu.")] = "topk",
+    activation: Annotated[str, typer.Option(help="topk, batchtopk (k a row on average; saved as jumprelu) or relu.")] = "topk",
     latents: Annotated[int | None, typer.Option(parser=quantity, help="Number of latents; instead of --expansion.")] = None,
     expansion: Annotated[int, typer.Option(parser=quantity, help="Latents per input dimension.")] = 8,
-    k: Annotated[int, typer.Option(parser=quantity, help="Latents kept a row (topk).")] = 32,
+    k: Annotated[
+        int, typer.Option(parser=quantity, help="Latents kept a row (topk), on average over a batch (batchtopk).")
+    ] = 32,
     k_start: Annotated[
-        int | None, typer.Option(parser=quantity, help="Latents kept a row at the beginning (topk). \\[default: k]")
+        int | None, typer.Option(parser=quantity, help="Latents kept a row at the beginning. \\[default: k]")
     ] = None,
     k_anneal: Annotated[float, typer.Option(help="Share of the run over which --k-start comes down to --k.")] = 0.2,
     l1: Annotated[float | None, typer.Option(help="Weight of the sparsity penalty (relu).  \\[default: 5]")] = None,
@@ -430,7 +432,7 @@ def train(
     rate = _unless_auto(lr, float, "--lr")
     size = _unless_auto(batch_size, parse_quantity, "--batch-size") or auto_batch_size(rows)
     config = TrainConfig(
-        method=method, activation=activation, d_sae=d_sae, k=k if activation == "topk" else None, k_start=k_start, k_anneal=k_anneal, warmup=warmup, decay=decay,  # type: ignore[arg-type]
+        method=method, activation=activation, d_sae=d_sae, k=None if activation == "relu" else k, k_start=k_start, k_anneal=k_anneal, warmup=warmup, decay=decay,  # type: ignore[arg-type]
         l1=(5.0 if l1 is None else l1) if activation == "relu" else 0.0, rows=rows, batch_size=size,
         lr=auto_lr(chosen.d) if rate is None else rate, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec,
         nu_dec=nu_dec, alpha=alpha, beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every,
@@ -439,7 +441,7 @@ def train(
     out = out or _free_run_name(store, method)
     out_console.print(
         f"{method} on {chosen.name} of {store}: {format_count(rows)} rows ({rows / opened.split_rows('train'):.2g} epochs), {config.steps:,} steps of "
-        f"{size}, {d_sae:,} latents, {f'k={k}' if activation == 'topk' else f'l1={config.l1:g}'}, lr {config.lr:.2g}, seed {seed} -> {out}",
+        f"{size}, {d_sae:,} latents, {f'l1={config.l1:g}' if activation == 'relu' else f'k={k}'}, lr {config.lr:.2g}, seed {seed} -> {out}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
     from .report.tables import print_results

@@ -2,10 +2,11 @@
 
 from .codes import ByLatent, Codes, SparseCodes, by_latent, decode, fired_counts, l0, sum_rows, to_csr, to_dense, to_double
 from .files import load_sae, save_sae
-from .model import SAE, SAEConfig, select_topk
+from .model import SAE, Architecture, SAEConfig, select_topk
 
 __all__ = [
     "SAE",
+    "Architecture",
     "ByLatent",
     "Codes",
     "SAEConfig",

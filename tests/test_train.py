@@ -53,7 +53,7 @@ def run(store, tmp_path, c: TrainConfig):
 
 
 @pytest.mark.parametrize("method", ["pam", "adam"])
-@pytest.mark.parametrize("activation", ["topk", "relu"])
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "relu"])
 def test_a_run_learns_and_leaves_what_it_says(store, tmp_path, method, activation):
     sparse = {"k": None, "l1": 1.0} if activation == "relu" else {}
     result = run(store, tmp_path, config(method, activation=activation, **sparse))
@@ -375,7 +375,9 @@ def test_too_many_latents_for_the_memory_are_a_sentence(store, tmp_path):
         ({"d_sae": 0}, "d_sae=0"),
         ({"memory_rows": 0}, "memory_rows=0"),
         ({"k_start": K - 1}, "k_start=5 must be between k=6"),
-        ({"activation": "relu", "k": None, "k_start": 9}, "--k-start belongs to topk"),
+        ({"activation": "relu", "k": None, "k_start": 9}, "--k-start belongs to topk and batchtopk"),
+        ({"activation": "batchtopk", "k": None}, "k=None must be between 1"),
+        ({"activation": "batchtopk", "k": D_SAE + 1}, "k=97 must be between 1"),
         ({"warmup": 1.5}, "warmup=1.5 is a share"),
         ({"decay": -0.1}, "decay=-0.1 is a share"),
     ],

@@ -35,6 +35,8 @@ CONFIGS = {
     "solve-only, M=2": replace(CONFIG, decoder_steps=False, encoder_steps=2, mu_enc=0.1),
     "adam": replace(CONFIG, method="adam"),
     "relu": replace(CONFIG, activation="relu", k=None, k_start=None, l1=1.0),
+    "batchtopk": replace(CONFIG, activation="batchtopk"),
+    "batchtopk, adam": replace(CONFIG, activation="batchtopk", method="adam"),
 }
 
 

@@ -9,7 +9,8 @@ from typing import Literal, get_args
 from ..errors import SplinterpError
 
 Method = Literal["pam", "adam"]
-Activation = Literal["topk", "relu"]
+Activation = Literal["topk", "batchtopk", "relu"]
+TOPK: tuple[Activation, ...] = ("topk", "batchtopk")  # those that are told how many latents a row keeps
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,13 @@ class TrainConfig:
 
     Attributes:
         method: pam (closed-form decoder) or adam (the baseline: gradient steps on everything, unit-norm decoder).
-        activation: topk or relu.
+        activation: topk, batchtopk (k latents a row on average over a batch; saved as jumprelu) or relu.
         d_sae: number of latents.
-        k: latents kept a row (topk).
+        k: latents kept a row (topk), or on average (batchtopk).
         l1: weight of the sparsity penalty Σ z_i‖W_dec,i‖ (relu).
         rows: rows to train on in all, epochs counted.
         batch_size: rows a step.
-        k_start: latents kept a row at the beginning (topk); None: k.
+        k_start: latents kept a row at the beginning (topk, batchtopk); None: k.
         k_anneal: share of the run over which k_start comes down to k.
         lr: peak learning rate of the encoder (and of Adam's decoder).
         warmup: share of the run over which the rate rises from zero; None: 5 %, at most 1000 steps.
@@ -40,7 +41,7 @@ class TrainConfig:
         solve_every: steps between two solves; None: chosen from their cost.
         memory_rows: how many rows the statistics remember (an exponential window); None: chosen from d_sae.
         last_solve: whether the finished encoder's decoder is solved once more over all training rows.
-        aux_coefficient: weight of AuxK, the loss that revives dead latents (topk); 0 turns it off.
+        aux_coefficient: weight of AuxK, the loss that revives dead latents (topk, batchtopk); 0 turns it off.
         dead_after: rows without firing after which a latent counts as dead in training.
         seed: of initialisation and of the order of the rows.
     """
@@ -81,12 +82,12 @@ class TrainConfig:
         for name in ("d_sae", "rows", "batch_size", "encoder_steps", "dead_after"):
             if getattr(self, name) < 1:
                 raise SplinterpError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.activation == "topk" and (self.k is None or not 1 <= self.k <= self.d_sae):
+        if self.activation in TOPK and (self.k is None or not 1 <= self.k <= self.d_sae):
             raise SplinterpError(
                 f"k={self.k} must be between 1 and the number of latents, {self.d_sae}; lower --k or raise --latents."
             )
-        if self.k_start is not None and self.activation != "topk":
-            raise SplinterpError(f"--k-start belongs to topk; leave it out with --activation {self.activation}.")
+        if self.k_start is not None and self.activation not in TOPK:
+            raise SplinterpError(f"--k-start belongs to topk and batchtopk; leave it out with --activation {self.activation}.")
         if self.k_start is not None and self.k is not None and not self.k <= self.k_start <= self.d_sae:
             raise SplinterpError(f"k_start={self.k_start} must be between k={self.k} and the number of latents, {self.d_sae}.")
         for name in ("k_anneal", "warmup", "decay"):

@@ -5,17 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..sae import SAE, Codes, SAEConfig, decode, select_topk
-from .config import TrainConfig
-from .state import State
+from ..sae import SAE, Architecture, Codes, SAEConfig, decode, select_topk
+from .batchtopk import Threshold, select_batch_topk
+from .config import Activation, TrainConfig
+from .state import State, joined, part
 
+ARCHITECTURES: dict[Activation, Architecture] = {"topk": "topk", "batchtopk": "jumprelu", "relu": "standard"}  # as finished
 NO_ROW = 1e-8  # the norm up to which a solved row counts as none
 
 
 class Weights:
     """An SAE being trained on normalised rows: W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in] with unit-norm rows, b_dec; float32.
 
-    The encoder lies in memory by latents, as `W_enc_rows` [d_sae, d_in]: so its gradient comes from sparse codes.
+    The encoder lies in memory by latents, as `W_enc_rows` [d_sae, d_in]: so its gradient comes from sparse codes. With BatchTopK there is
+    the `threshold` of the finished encoder too.
     """
 
     def __init__(self, d_in: int, config: TrainConfig, device: torch.device) -> None:
@@ -29,6 +32,7 @@ class Weights:
         self.W_enc_rows = directions * 0.5
         self.b_enc = torch.zeros(config.d_sae, device=device)
         self.b_dec = torch.zeros(d_in, device=device)
+        self.threshold = Threshold(config, device) if config.activation == "batchtopk" else None
 
     @property
     def W_enc(self) -> Tensor:
@@ -40,14 +44,14 @@ class Weights:
         return torch.addmm(self.b_enc, x, self.W_enc, out=out)
 
     def activate(self, pre: Tensor) -> Codes:
-        """Pre-activations [N, d_sae] -> codes."""
-        if self.config.activation == "topk":
-            assert self.k is not None
-            return select_topk(pre, self.k)
-        return pre.relu()
+        """Pre-activations [N, d_sae] of a training batch -> codes."""
+        if self.config.activation == "relu":
+            return pre.relu()
+        assert self.k is not None
+        return (select_topk if self.config.activation == "topk" else select_batch_topk)(pre, self.k)
 
     def encode(self, x: Tensor) -> Codes:
-        """Normalised rows [N, d_in] -> codes."""
+        """A training batch of normalised rows [N, d_in] -> codes."""
         return self.activate(self.pre_activations(x))
 
     def dense_loss(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,17 +91,24 @@ class Weights:
 
     def state(self) -> dict[str, Tensor]:
         """See `train.state`."""
-        return {name: getattr(self, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        own = self._tensors()
+        return own | joined(threshold=self.threshold.state()) if self.threshold else own
 
     @torch.no_grad()
     def load_state(self, state: State) -> None:
         """Take the weights back."""
-        for name, tensor in self.state().items():
+        for name, tensor in self._tensors().items():
             tensor.copy_(state[name])
+        if self.threshold:
+            self.threshold.load_state(part(state, "threshold"))
 
     def sae(self) -> SAE:
-        """The SAE of normalised rows that these weights are."""
+        """The SAE of normalised rows that these weights are; BatchTopK's is a JumpReLU SAE with one threshold for all latents."""
         c = self.config
-        config = SAEConfig("topk" if c.activation == "topk" else "standard", self.W_dec.shape[1], c.d_sae, c.k)
-        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
-        return SAE(config, *(t.detach().clone(memory_format=torch.contiguous_format) for t in weights))
+        config = SAEConfig(ARCHITECTURES[c.activation], self.W_dec.shape[1], c.d_sae, c.k if c.activation == "topk" else None)
+        weights = {name: t.clone(memory_format=torch.contiguous_format) for name, t in self._tensors().items()}
+        threshold = torch.full_like(weights["b_enc"], float(self.threshold.value)) if self.threshold else None
+        return SAE(config, **weights, threshold=threshold)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}

@@ -11,7 +11,7 @@ from ..sae import ByLatent, Codes, SparseCodes
 from .config import TrainConfig
 from .dead import DeadLatents
 from .encoder import Weights
-from .sparse import add_auxk, sparse_pass
+from .sparse import add_auxk, dense_pass, sparse_pass
 from .state import State, joined, part
 
 _ROWS_AT_ONCE = 1024  # of the decoder's gradient, so that what is in between stays in the cache
@@ -46,7 +46,7 @@ class GradientSteps:
         first = None
         for _ in range(self.config.encoder_steps):
             self.optimizer.zero_grad()
-            figures = self._sparse_gradients(x) if self.config.activation == "topk" else self._dense_gradients(x)
+            figures = self._gradients_by_autograd(x) if self.config.activation == "relu" else self._gradients_by_hand(x)
             if start is not None:
                 self._pull(start)
             self.update()
@@ -77,15 +77,19 @@ class GradientSteps:
         return self.config.encoder_steps > 1 and bool(self.config.mu_enc or self.config.nu_enc)
 
     @torch.no_grad()
-    def _sparse_gradients(self, x: Tensor) -> StepFigures:
+    def _gradients_by_hand(self, x: Tensor) -> StepFigures:
         w, c = self.weights, self.config
         # Memory that is kept costs a tenth of the product less than memory that is new each time.
         if self._pre.shape[0] < len(x):
             self._pre = torch.empty(len(x), c.d_sae, dtype=x.dtype, device=x.device)
         pre = w.pre_activations(x, out=self._pre[: len(x)])
         codes = w.activate(pre)
-        assert isinstance(codes, SparseCodes)
-        done = sparse_pass(x, codes, w.W_dec, w.b_dec, self.decoder)
+        if w.threshold:
+            w.threshold.update(codes)
+        if isinstance(codes, SparseCodes):
+            done = sparse_pass(x, codes, w.W_dec, w.b_dec, self.decoder)
+        else:  # BatchTopK's, where a row has very many
+            done = dense_pass(x, codes, w.W_dec, w.b_dec, self.decoder)
         loss = done.squared_error / x.numel()
         if c.aux_coefficient and len(dead := self.dead.indices()):
             loss = loss + add_auxk(done, c.aux_coefficient, x, pre, w.W_dec, dead)
@@ -93,7 +97,7 @@ class GradientSteps:
             getattr(w, name).grad = gradient
         return StepFigures(float(loss), float(done.squared_error), codes, done.pattern)
 
-    def _dense_gradients(self, x: Tensor) -> StepFigures:
+    def _gradients_by_autograd(self, x: Tensor) -> StepFigures:
         loss, squared, codes = self.weights.dense_loss(x)
         loss.backward()
         return StepFigures(float(loss.detach()), float(squared), codes.detach(), None)

@@ -17,7 +17,7 @@ def lr_at(step: int, config: TrainConfig) -> float:
 
 
 def k_at(step: int, config: TrainConfig) -> int | None:
-    """How many latents a row keeps at `step` (0-based): from `k_start` linearly to `k` over the share `k_anneal` of the run (topk)."""
+    """How many latents a row keeps at `step` (0-based): from `k_start` linearly to `k` over the share `k_anneal` of the run."""
     if config.k is None or config.k_start is None:
         return config.k
     left = max(0.0, 1 - step / max(1.0, config.k_anneal * config.steps))

@@ -1,4 +1,5 @@
-"""The gradients of a TopK SAE by hand, from codes that stay (indices, values): nothing here is [N, d_sae] but the pre-activations.
+"""The gradients of a TopK or BatchTopK SAE by hand, from codes that stay (indices, values): nothing here is [N, d_sae] but the
+pre-activations, unless the codes are dense, as BatchTopK's may be.
 
 With e = x̂ − x, loss Σ‖e‖²/(N·d_in), s = 2/(N·d_in), entries (r, i) of the codes Z:
     g_ri = s·e_r·W_dec,i where z_ri > 0, else 0    (the gradient of the pre-activations, on the codes' entries)
@@ -25,16 +26,16 @@ class Gradients(NamedTuple):
     b_dec: Tensor | None
 
 
-class SparsePass(NamedTuple):
-    """One pass forward and back: Σ‖x̂ − x‖², x̂ − x [N, d_in], the gradients, and the codes' pattern that they share."""
+class Pass(NamedTuple):
+    """One pass forward and back: Σ‖x̂ − x‖², x̂ − x [N, d_in], the gradients, and the pattern that they share, of sparse codes."""
 
     squared_error: Tensor
     error: Tensor
     gradients: Gradients
-    pattern: ByLatent
+    pattern: ByLatent | None
 
 
-def sparse_pass(x: Tensor, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor, decoder: bool = True) -> SparsePass:
+def sparse_pass(x: Tensor, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor, decoder: bool = True) -> Pass:
     """The loss Σ‖x̂ − x‖²/(N·d_in) of rows x [N, d_in] with their TopK codes, and its gradients; the decoder's if asked for."""
     pattern = by_latent(codes, len(W_dec))
     with torch.enable_grad():  # for the values alone: embedding_bag's own gradient is the gathered product e_r·W_dec,i
@@ -51,10 +52,24 @@ def sparse_pass(x: Tensor, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor, dec
         sum_rows(pattern, scale * codes.values, error) if decoder else None,
         scale * error.sum(0) if decoder else None,
     )
-    return SparsePass(error.square().sum(), error, gradients, pattern)
+    return Pass(error.square().sum(), error, gradients, pattern)
 
 
-def add_auxk(done: SparsePass, coefficient: float, x: Tensor, pre: Tensor, W_dec: Tensor, dead: Tensor) -> Tensor:
+def dense_pass(x: Tensor, codes: Tensor, W_dec: Tensor, b_dec: Tensor, decoder: bool = True) -> Pass:
+    """As `sparse_pass`, from dense codes [N, d_sae]."""
+    error = decode(codes, W_dec, b_dec) - x
+    scale = 2 / x.numel()
+    by_pre = (error @ W_dec.T).mul_(codes > 0).mul_(scale)
+    gradients = Gradients(
+        by_pre.T @ x,
+        by_pre.sum(0),
+        (codes.T @ error).mul_(scale) if decoder else None,
+        scale * error.sum(0) if decoder else None,
+    )
+    return Pass(error.square().sum(), error, gradients, None)
+
+
+def add_auxk(done: Pass, coefficient: float, x: Tensor, pre: Tensor, W_dec: Tensor, dead: Tensor) -> Tensor:
     """coefficient · AuxK; its gradients, which reach the dead latents alone, are added to those of the pass.
 
     Args:

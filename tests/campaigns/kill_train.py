@@ -36,6 +36,7 @@ METHODS = {
     "pam": "--method pam --k-start 24",
     "as published": "--method pam --solve-only --encoder-steps 2 --mu-enc 0.1",
     "adam": "--method adam --last-solve",
+    "batchtopk": "--method pam --activation batchtopk",
 }
 
 
@@ -96,7 +97,7 @@ def step_kept(out: Path) -> int:
     return read_checkpoint(out / CHECKPOINT)[0].steps if (out / CHECKPOINT).exists() else -1
 
 
-def campaign(kills: int, seed: int, folder: Path, most: int = MOST_KILLS, methods: int = 3) -> tuple[dict[str, str], list[str]]:
+def campaign(kills: int, seed: int, folder: Path, most: int = MOST_KILLS, methods: int = 4) -> tuple[dict[str, str], list[str]]:
     """(the summary's lines, what failed)."""
     rng, failures, done, runs, steps = random.Random(seed), [], Counter[str](), 0, []
     begun = time.monotonic()
@@ -156,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kills", type=int, nargs="?", default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--methods", type=int, default=len(METHODS), help="how many of PAM-SGD, as published, Adam")
+    parser.add_argument("--methods", type=int, default=len(METHODS), help="how many of PAM-SGD, as published, Adam, BatchTopK")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="splinterp-kill-") as folder:
