@@ -134,7 +134,7 @@ def test_the_last_solve_without_a_gram_matrix_is_the_one_with_it(tmp_path, ridge
     assert (told.how, told.rows) == ("cg", chosen.rows)
     assert told.iterations
     assert told.residual is not None
-    assert told.residual <= 1e-8
+    assert told.residual <= 1e-7
     assert told.validation_fvu == pytest.approx(chosen.validation_fvu, rel=1e-4)
     dense, _ = last_solve(sae, batches, penalties, told.ridge)  # ridges as good as each other may be told apart by rounding
     assert apart(ours.W_dec, dense.W_dec) <= 1e-6
@@ -158,7 +158,7 @@ def test_a_run_within_a_small_budget_learns_what_one_with_the_gram_matrix_does(s
     written = json.loads((tmp_path / "small" / "summary.json").read_text())["last_solve"]
     assert written["how"] == "cg"
     assert written["iterations"] > 0
-    assert written["residual"] <= 1e-8
+    assert written["residual"] <= 1e-7
     assert large["last_solve"]["how"] == "cholesky"
     assert small["fvu"] == pytest.approx(large["fvu"], rel=0.15)
     assert small["fvu"] < small["before_last_solve"]["fvu"]

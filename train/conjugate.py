@@ -13,6 +13,9 @@ from .decoder import Decoder, Penalties
 from .moments import Moments
 
 
+_ROWS_AT_ONCE = 1024  # of the matrices, so that what is in between stays in the cache
+
+
 class Solution(NamedTuple):
     """W with A·W ≈ C, the iterations taken, and the largest ‖C_j − A·W_j‖/‖C_j‖ over the columns j."""
 
@@ -39,19 +42,28 @@ def conjugate_gradients(
     R = C - product(W)
     P = inverse * R
     size = C.norm(dim=0).clamp(min=1e-300)
-    descent = (R * P).sum(0)
+    slices = [slice(a, a + _ROWS_AT_ONCE) for a in range(0, len(C), _ROWS_AT_ONCE)]
+
+    def products(of: Callable[[slice], Tensor]) -> Tensor:
+        return torch.stack([of(some).sum(0) for some in slices]).sum(0)
+
+    descent = products(lambda some: R[some] * P[some])
     residual, done = float((R.norm(dim=0) / size).max()), 0
     while residual > tolerance and done < most:
         AP = product(P)
-        curvature = (P * AP).sum(0)
+        curvature = products(lambda some, AP=AP: P[some] * AP[some])
         # A column that is solved, or along which rounding leaves no curvature, stands still.
         step = torch.where(curvature > 0, descent / torch.where(curvature > 0, curvature, 1), 0)
-        W.addcmul_(P, step)
-        R.addcmul_(AP, step, value=-1)
-        torch.mul(inverse, R, out=AP)
-        before, descent = descent, (R * AP).sum(0)
-        P.mul_(torch.where(before > 0, descent / torch.where(before > 0, before, 1), 0)).add_(AP)
-        residual, done = float((R.norm(dim=0) / size).max()), done + 1
+        before, descent, left = descent, torch.zeros_like(descent), torch.zeros_like(descent)
+        for some in slices:
+            W[some].addcmul_(P[some], step)
+            squared = R[some].addcmul_(AP[some], step, value=-1).square()
+            left += squared.sum(0)
+            descent += squared.mul_(inverse[some]).sum(0)
+        turn = torch.where(before > 0, descent / torch.where(before > 0, before, 1), 0)
+        for some in slices:
+            P[some].mul_(turn).addcmul_(inverse[some], R[some])
+        residual, done = float((left.sqrt() / size).max()), done + 1
     return Solution(W, done, residual)
 
 

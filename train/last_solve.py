@@ -24,7 +24,7 @@ VALIDATION_ONE_IN = 10
 # Fewer rows than this many times the latents: the ridge decides (double descent at rows ≈ latents).
 FEW_ROWS = 4
 # Relative residuals at which conjugate gradients end, and their most iterations: for the decoder, and for a ridge that is only tried.
-EXACT, TRIED = (1e-8, 500), (1e-4, 100)
+EXACT, TRIED = (1e-7, 300), (1e-4, 100)
 
 
 @dataclass(frozen=True)
