@@ -12,7 +12,6 @@ from ..errors import SplinterpError
 from .decoder import Decoder, Penalties
 from .moments import Moments
 
-
 _ROWS_AT_ONCE = 1024  # of the matrices, so that what is in between stays in the cache
 
 

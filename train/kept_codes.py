@@ -60,7 +60,8 @@ class CodeCache:
                 f"The codes that the solve without a Gram matrix works on do not fit {format_bytes(self.memory)} of memory, and "
                 f"{self.directory or tempfile.gettempdir()} did not take them ({error.strerror}); make room there, or raise --memory."
             ) from error
-        self._blocks.append((*codes.values.shape, codes.values.dtype))
+        rows, k = codes.values.shape
+        self._blocks.append((rows, k, codes.values.dtype))
 
     def __iter__(self) -> Iterator[SparseCodes]:
         """All codes in their order, in blocks of about ROWS_AT_ONCE rows."""
