@@ -19,7 +19,7 @@ from . import __version__
 from .bench.commands import bench
 from .errors import Interrupted, SplinterpError
 from .options import quantity
-from .quantities import format_bytes, format_count, parse_quantity
+from .quantities import format_bytes, format_count, parse_bytes, parse_quantity
 
 if TYPE_CHECKING:
     from .sae import SAE
@@ -183,7 +183,6 @@ def harvest(
     """Stream a model's activations on a text into a store."""
     from . import harvest as stage
     from .progress import Bar
-    from .quantities import parse_bytes
     from .report.tables import harvest_figures, harvest_speed, print_plan, print_probe
     from .store.places import place
 
@@ -404,6 +403,13 @@ def train(
             "--last-solve/--no-last-solve", help="Solve the finished encoder's decoder over all rows. \\[default: for pam]"
         ),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="That the decoder's statistics and solves may take: 8GiB, 500MB, …; where a Gram matrix takes more, topk is solved by conjugate gradients on sparse codes. \\[default: half of the machine's]",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option(help="Of the initialisation and the order of the rows.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, which was interrupted.")] = False,
@@ -436,7 +442,8 @@ def train(
         l1=(5.0 if l1 is None else l1) if activation == "relu" else 0.0, rows=rows, batch_size=size,
         lr=auto_lr(chosen.d) if rate is None else rate, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec,
         nu_dec=nu_dec, alpha=alpha, beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every,
-        memory_rows=memory_rows, last_solve=(method == "pam") if last_solve is None else last_solve, seed=seed,
+        memory_rows=memory_rows, last_solve=(method == "pam") if last_solve is None else last_solve,
+        memory=None if memory is None else parse_bytes(memory), seed=seed,
     )  # fmt: skip
     out = out or _free_run_name(store, method)
     out_console.print(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +31,18 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError):  # torch raises either for a device that it was not built for
         pass
     raise SplinterpError(f"There is no device '{name}' to use here; use --device auto, cpu, cuda or cuda:N.")
+
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that the device has; on a CPU what a container's limit leaves of it, if there is one."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"
+    return total if limit == "max" else min(total, int(limit))
 
 
 # Weights of a matrix below which a product with it is too short to share out.

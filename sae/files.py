@@ -54,12 +54,13 @@ def _replace(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
-def load_sae(directory: Path, device: str | torch.device = "cpu") -> SAE:
+def load_sae(directory: str | Path, device: str | torch.device = "cpu") -> SAE:
     """Read an SAE in SAELens's format, ours or SAELens's own, in float32.
 
     Raises:
         SAEError: no such directory, not an SAE, damaged, or of a kind that is not supported.
     """
+    directory = Path(directory)
     config_path, weights_path = directory / CONFIG, directory / WEIGHTS
     if directory.is_file():
         raise SAEError(f"{directory} is a file; give the directory that holds {CONFIG} and {WEIGHTS}.")

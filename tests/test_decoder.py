@@ -8,7 +8,7 @@ import torch
 from splinterp.errors import SplinterpError
 from splinterp.sae import SparseCodes, select_topk, to_csr, to_dense
 from splinterp.train import Penalties, Statistics, solve_decoder
-from splinterp.train.decoder import mean_diagonal
+from splinterp.train.moments import mean_diagonal
 
 N, D_IN, D_SAE, K = 500, 12, 40, 7
 

@@ -356,7 +356,7 @@ def test_a_last_step_that_diverges_is_told(store, tmp_path):
 
 def test_too_many_latents_for_the_memory_are_a_sentence(store, tmp_path):
     with pytest.raises(SplinterpError, match="not enough memory for 3,000,000 latents"):
-        run(store, tmp_path, config(d_sae=3_000_000))
+        run(store, tmp_path, config(d_sae=3_000_000, memory=10**18))
     assert not (tmp_path / "run").exists()
 
 

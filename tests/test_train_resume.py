@@ -33,6 +33,7 @@ CONFIG = TrainConfig(
 CONFIGS = {
     "pam": CONFIG,
     "solve-only, M=2": replace(CONFIG, decoder_steps=False, encoder_steps=2, mu_enc=0.1),
+    "without a Gram matrix": replace(CONFIG, memory=250_000),
     "adam": replace(CONFIG, method="adam"),
     "relu": replace(CONFIG, activation="relu", k=None, k_start=None, l1=1.0),
     "batchtopk": replace(CONFIG, activation="batchtopk"),

@@ -43,6 +43,8 @@ class TrainConfig:
         last_solve: whether the finished encoder's decoder is solved once more over all training rows.
         aux_coefficient: weight of AuxK, the loss that revives dead latents (topk, batchtopk); 0 turns it off.
         dead_after: rows without firing after which a latent counts as dead in training.
+        memory: bytes that the statistics and their solves may take; None: half of the device's memory. Where the Gram matrix takes more,
+            solves are by conjugate gradients over a plain window of `memory_rows` rows, no more than fit.
         seed: of initialisation and of the order of the rows.
     """
 
@@ -72,6 +74,7 @@ class TrainConfig:
     last_solve: bool = True
     aux_coefficient: float = 1 / 32
     dead_after: int = 50_000
+    memory: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,7 +97,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise SplinterpError(f"{name}={value} is a share of the run: it must be between 0 and 1.")
-        for name in ("solve_every", "memory_rows"):
+        for name in ("solve_every", "memory_rows", "memory"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise SplinterpError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.ridge is not None and not (math.isfinite(self.ridge) and self.ridge >= 0):

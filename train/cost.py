@@ -10,6 +10,7 @@ _TOPK = 130  # for each pre-activation
 _GATHERED = 15  # for each number that decoding, the gradients or the cross moment gather
 _GRAM = 1500  # for each product of two codes
 _ADAM = 150  # for each weight
+_DOUBLE = 2  # float64 beside float32, where memory is the limit
 _SOLVE = 1.5  # the float32 solve, beside its own operations
 
 
@@ -24,3 +25,8 @@ def step_cost(rows: int, d_in: int, d_sae: int, k: int | None) -> float:
 def solve_cost(d_in: int, d_sae: int) -> float:
     """Of one solve within training: a Cholesky factorisation and its back substitutions."""
     return _SOLVE * (d_sae**3 / 3 + 2.0 * d_sae**2 * d_in)
+
+
+def cg_cost(rows: int, d_in: int, k: int, iterations: int) -> float:
+    """Of one solve within training by conjugate gradients over `rows` kept rows: each product gathers every code twice."""
+    return 2.0 * _DOUBLE * _GATHERED * iterations * rows * k * d_in

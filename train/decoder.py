@@ -39,14 +39,17 @@ class Decoder:
     Attributes:
         W_dec: [d_sae, d_in]. b_dec: [d_in].
         how: "cholesky", "cholesky in float32", "cholesky+jitter" (rounding made the matrix indefinite and the ridge had to be raised by
-            `jitter`), or "eigh".
+            `jitter`), "eigh", or "cg" (conjugate gradients, without the matrix).
         jitter: what was added to the diagonal beyond the penalties.
+        iterations, residual: of conjugate gradients: how many, and the largest relative residual of a column.
     """
 
     W_dec: Tensor
     b_dec: Tensor
     how: str
     jitter: float
+    iterations: int | None = None
+    residual: float | None = None
 
 
 def solve_decoder(
@@ -82,12 +85,6 @@ def solve_decoder(
     ) or _solve_positive(_centred(gram, sum_z, c / n, shift, torch.float64), C)
     b = p.nu * b0 / (n + p.beta + p.nu) + c * (sum_x - sum_z @ W) / n
     return Decoder(W, b, how, jitter)
-
-
-def mean_diagonal(statistics: Statistics) -> float:
-    """The mean of the diagonal of the centred Gram matrix: the unit in which a relative ridge is given."""
-    centred = statistics.gram.diagonal() - statistics.sum_z.square() / max(statistics.rows, 1e-300)
-    return float(centred.clamp(min=0).mean())
 
 
 def _centred(gram: Tensor, sum_z: Tensor, weight: float, shift: float, dtype: torch.dtype) -> Tensor:

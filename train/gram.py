@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..sae import ByLatent, Codes, SparseCodes, by_latent, sum_rows, to_csr
+from .moments import squared_error, variance
 from .state import State, number
 
 # Latents whose sums are brought up to date together: what is in between then stays in the cache.
@@ -49,6 +50,15 @@ class Statistics:
             symmetrise(self._gram)
             self._lopsided = False
         return self._gram
+
+    @property
+    def diagonal(self) -> Tensor:
+        """The Gram matrix's diagonal, float64 [d_sae]."""
+        return self._settled()._gram.diagonal()
+
+    def product(self, V: Tensor) -> Tensor:
+        """(Σ z zᵀ)·V for a float64 V [d_sae, n]."""
+        return self.gram @ V
 
     @property
     def cross(self) -> Tensor:
@@ -143,14 +153,11 @@ class Statistics:
 
     def loss(self, W_dec: Tensor, b_dec: Tensor) -> float:
         """Σ ‖z·W_dec + b_dec − x‖² over the rows, exact for any W_dec [d_sae, d_in], b_dec [d_in], without another pass."""
-        W, b = W_dec.double(), b_dec.double()
-        quadratic = (W * (self.gram @ W)).sum() - 2 * (W * self.cross).sum()
-        offset = 2 * b @ (self.sum_z @ W - self.sum_x) + self.rows * b @ b
-        return float(quadratic + offset) + self.sum_xx
+        return squared_error(self, W_dec, b_dec)
 
     def variance(self) -> float:
         """Σ ‖x − x̄‖² over the rows: what FVU divides by."""
-        return self.sum_xx - float(self.sum_x @ self.sum_x) / max(self.rows, 1e-300)
+        return variance(self)
 
     def state(self) -> dict[str, Tensor]:
         """The sums as they stand, the factor still apart: bringing them up to date here would round where no one else does."""

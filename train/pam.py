@@ -8,7 +8,9 @@ What differs from the page, and why:
 - The statistics forget (an exponential window of `memory_rows`): old codes are those of an encoder that has moved on.
 - With `decoder_steps` (the default) the decoder also takes the gradient steps, and each solve re-anchors it: between solves it then
   follows the encoder instead of standing still. Without it this is the alternation as published.
-- Solves within training are in float32 where the matrix is well conditioned, and no more often than their cost allows; the last solve,
+- Where the Gram matrix does not fit the memory budget, the statistics are a plain window of the last rows with their sparse codes, and
+  solves are by conjugate gradients from the present decoder.
+- Solves with the Gram matrix within training are in float32 where the matrix is well conditioned, and no more often than their cost allows; the last solve,
   over all rows, is in float64.
 """
 
@@ -19,13 +21,18 @@ import math
 import torch
 from torch import Tensor
 
+from ..sae import SparseCodes
+from .budget import solves_by_cg, window_rows
 from .config import TrainConfig
-from .cost import solve_cost, step_cost
-from .decoder import Decoder, Penalties, mean_diagonal, solve_decoder
+from .conjugate import solve_by_cg
+from .cost import cg_cost, solve_cost, step_cost
+from .decoder import Decoder, Penalties, solve_decoder
 from .encoder import Weights
 from .gradient import GradientSteps, StepFigures
 from .gram import Statistics
+from .moments import mean_diagonal
 from .state import State, joined, number, part
+from .window import Window
 
 
 class PAM:
@@ -34,8 +41,9 @@ class PAM:
     def __init__(self, d_in: int, config: TrainConfig, device: torch.device) -> None:
         self.config, self.weights = config, Weights(d_in, config, device)
         self.gradient = GradientSteps(self.weights, config, decoder=config.decoder_steps)
-        self.statistics = Statistics(d_in, config.d_sae, device)
-        self.memory_rows, self.solve_every = cadence(config, d_in)
+        by_cg = solves_by_cg(config, device)
+        self.memory_rows, self.solve_every = cadence(config, d_in, by_cg)
+        self.statistics = _window(d_in, config, self.memory_rows, device) if by_cg else Statistics(d_in, config.d_sae, device)
         self.batches = 0
         # With one small step a batch, and a decoder that follows by itself, the codes of the step's own forward pass will do.
         self.fresh_enough = config.decoder_steps and config.encoder_steps == 1
@@ -45,8 +53,12 @@ class PAM:
         figures = self.gradient.step(x, lr)  # (a)
         with torch.no_grad():  # (b)
             codes, pattern = (figures.codes, figures.pattern) if self.fresh_enough else (self.weights.encode(x), None)
-            self.statistics.decay(max(0.0, 1 - len(x) / self.memory_rows))
-            self.statistics.add(x, codes, pattern)
+            if isinstance(self.statistics, Window):
+                assert isinstance(codes, SparseCodes)
+                self.statistics.add(x, codes)
+            else:
+                self.statistics.decay(max(0.0, 1 - len(x) / self.memory_rows))
+                self.statistics.add(x, codes, pattern)
             self.batches += 1
             # From a loss that is no number there is nothing to solve; the loop will tell.
             if self.batches % self.solve_every == 0 and math.isfinite(figures.loss):
@@ -67,9 +79,12 @@ class PAM:
 
     def solve(self) -> Decoder:
         """Theorem C.1 for the statistics as they are, from the present decoder."""
-        c, w, s = self.config, self.weights, self.statistics
+        c, w = self.config, self.weights
+        s = self.statistics.moments() if isinstance(self.statistics, Window) else self.statistics
         ridge = (ANCHOR if c.ridge is None else c.ridge) * mean_diagonal(s)
         penalties = Penalties(alpha=c.alpha, beta=c.beta, mu=c.mu_dec + ridge, nu=c.nu_dec)
+        if not isinstance(s, Statistics):
+            return solve_by_cg(s, penalties, W0=w.W_dec, b0=w.b_dec, tolerance=CG_TOLERANCE, most=CG_ITERATIONS)
         return solve_decoder(s, penalties, W0=w.W_dec, b0=w.b_dec, quick=True)
 
     def take(self, decoder: Decoder) -> None:
@@ -84,14 +99,28 @@ class PAM:
 ANCHOR = 0.1
 
 
+# Where conjugate gradients end within training: the window's rows are a sample, and the encoder moves on.
+CG_TOLERANCE, CG_ITERATIONS = 1e-3, 20
+
+
 # Solves within training may take this share of the time; in between the decoder follows its gradient.
 SOLVES_SHARE = 0.15
 
 
-def cadence(config: TrainConfig, d_in: int) -> tuple[int, int]:
+def cadence(config: TrainConfig, d_in: int, by_cg: bool = False) -> tuple[int, int]:
     """(rows that the statistics remember, batches between two solves): six rows a latent, or the solve fits noise; one solve in a
     memory's length (twice as many were no better when tried, half as many a little worse), fewer where they would cost too much."""
     memory = config.memory_rows or max(6 * config.d_sae, config.batch_size)
-    steps = solve_cost(d_in, config.d_sae) / step_cost(config.batch_size, d_in, config.d_sae, config.k)  # that a solve is worth
+    solve = solve_cost(d_in, config.d_sae)
+    if by_cg:
+        assert config.k is not None
+        solve = cg_cost(min(memory, config.rows), d_in, config.k, CG_ITERATIONS)
+    steps = solve / step_cost(config.batch_size, d_in, config.d_sae, config.k)  # that a solve is worth
     affordable = math.ceil(steps * (1 - SOLVES_SHARE) / SOLVES_SHARE) if config.decoder_steps else 1
     return memory, config.solve_every or max(1, memory // config.batch_size, affordable)
+
+
+def _window(d_in: int, config: TrainConfig, memory_rows: int, device: torch.device) -> Window:
+    k = config.k_start or config.k
+    assert k is not None
+    return Window(d_in, config.d_sae, k, window_rows(config, d_in, memory_rows, device), device)

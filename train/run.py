@@ -20,6 +20,7 @@ from ..sae import SAE, save_sae
 from ..store import Store
 from ..store.files import Lock, temporary
 from .adam import AdamBaseline
+from .budget import codes_bytes, gram_bytes, memory_budget, solves_by_cg
 from .checkpoint import CHECKPOINT, Position, read_checkpoint, state_bytes
 from .config import TrainConfig
 from .decoder import Penalties
@@ -36,12 +37,13 @@ from .directory import (
     write_json,
 )
 from .encoder import Weights
-from .last_solve import LastSolve, last_solve
+from .last_solve import LastSolve, WithoutGram, last_solve
 from .loggers import Logger, MetricsFile, check_logger, open_logger
 from .loop import CHECKPOINT_EVERY, Checkpoints, Diverged, Progress, Stopped, Tell, diverged, run_steps
 from .pam import PAM
 from .rows import Rows, raw_rows
 from .state import State, joined, part
+from .window import Window
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,15 @@ def train(
             progress,
             Checkpoints(out, checkpoint_every, tell, position, bool(state)),
         )
+        if solves_by_cg(config, device):
+            codes_bytes(config, info.d, device)  # refuses a budget that is too small even so
         method = _start(config, info.d, device) if position.dead is None else None
+        if isinstance(method, PAM) and isinstance(method.statistics, Window):
+            tell(
+                f"The Gram matrix of {config.d_sae:,} latents takes up to {format_bytes(gram_bytes(config))}, more than the "
+                f"{format_bytes(memory_budget(config, device))} of --memory: the decoder is solved by conjugate gradients over the last "
+                f"{method.statistics.capacity:,} rows."
+            )
         if not begun:
             # Whatever can be refused has been: only now does an old run make room.
             if out.exists() and force:
@@ -130,7 +140,8 @@ def train(
         sae = run.trained(state) if method is None else run.train(method, position, state, listener)
         del method, state  # the statistics and the optimiser's state make room for the last solve
         save_sae(run.finished(sae), out)  # whatever happens now, this is kept
-        result = run.finish(sae, position)
+        with suitable_threads(info.d * config.d_sae, device):
+            result = run.finish(sae, position)
         if listener:
             listener.finish(result.summary)
         return result
@@ -237,7 +248,10 @@ class _Run:
 
         c = self.config
         penalties = Penalties(c.alpha, c.beta, c.mu_dec, c.nu_dec)
-        return last_solve(sae, self.rows.once("train", 4096), penalties, c.ridge, tell)
+        device, without_gram = self.rows.device, None
+        if solves_by_cg(c, device):
+            without_gram = WithoutGram(codes_bytes(c, len(self.rows.mean), device), self.out)
+        return last_solve(sae, self.rows.once("train", 4096), penalties, c.ridge, tell, without_gram)
 
 
 @contextmanager
@@ -275,9 +289,9 @@ def _start(config: TrainConfig, d_in: int, device: torch.device) -> PAM | AdamBa
     except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it as it is
         if "allocate" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
             raise
-        needed = 8 * config.d_sae * (config.d_sae + d_in)
         raise SplinterpError(
-            f"There is not enough memory for {config.d_sae:,} latents: the statistics alone take {format_bytes(needed)}; use fewer --latents."
+            f"There is not enough memory for {config.d_sae:,} latents: statistics and solves may take "
+            f"{format_bytes(memory_budget(config, device))}; lower --memory or use fewer --latents."
         ) from None
 
 

@@ -1,0 +1,74 @@
+"""What fits the memory that the statistics and their solves may take (`--memory`): the Gram matrix, or sparse codes in its place."""
+
+from __future__ import annotations
+
+import torch
+
+from ..devices import total_memory
+from ..errors import SplinterpError
+from ..quantities import format_bytes
+from .config import TrainConfig
+
+# Float64 matrices [d_sae, d_in] of a solve by conjugate gradients, with the sums it is made from: two cross moments, C, W, R, P, A·P and
+# a temporary each of the product and of the check.
+_VECTORS = 9
+
+
+def gram_bytes(config: TrainConfig) -> int:
+    """What a run with the Gram matrix takes at its peak: the matrix, that of the system and its factor, and that of the validation rows
+    where the ridge is chosen by them."""
+    return (4 if config.last_solve and config.ridge is None else 3) * 8 * config.d_sae**2
+
+
+def memory_budget(config: TrainConfig, device: torch.device) -> int:
+    """Bytes: `config.memory`, or half of the memory there is on the device."""
+    return config.memory or total_memory(device) // 2
+
+
+def solves_by_cg(config: TrainConfig, device: torch.device) -> bool:
+    """Whether the run's solves do without the Gram matrix.
+
+    Raises:
+        SplinterpError: they would have to, but codes of this activation are dense.
+    """
+    needed, budget = gram_bytes(config), memory_budget(config, device)
+    if needed <= budget or (config.method == "adam" and not config.last_solve):
+        return False
+    if config.activation != "topk":
+        raise SplinterpError(
+            f"The Gram matrix of {config.d_sae:,} latents takes up to {format_bytes(needed)}, and --memory is {format_bytes(budget)}; only "
+            "--activation topk can be solved without it: raise --memory or use fewer --latents."
+        )
+    return True
+
+
+def codes_bytes(config: TrainConfig, d_in: int, device: torch.device) -> int:
+    """What is left of the budget for codes, beside the matrices of conjugate gradients.
+
+    Raises:
+        SplinterpError: nothing.
+    """
+    vectors, budget = _VECTORS * 8 * config.d_sae * d_in, memory_budget(config, device)
+    if vectors >= budget:
+        raise SplinterpError(
+            f"A solve of {config.d_sae:,} latents takes {format_bytes(vectors)} even without the Gram matrix, and --memory is "
+            f"{format_bytes(budget)}; raise it or use fewer --latents."
+        )
+    return budget - vectors
+
+
+def window_rows(config: TrainConfig, d_in: int, memory_rows: int, device: torch.device) -> int:
+    """Rows that a window of `memory_rows` keeps: no more than the run has, or fit.
+
+    Raises:
+        SplinterpError: not even one batch fits.
+    """
+    assert config.k is not None
+    row = 4 * d_in + 8 * (config.k_start or config.k)
+    room = codes_bytes(config, d_in, device) // row
+    if room < min(config.batch_size, config.rows):
+        raise SplinterpError(
+            f"--memory {format_bytes(memory_budget(config, device))} does not hold one batch of rows with their codes beside a solve; "
+            "raise it or use fewer --latents."
+        )
+    return min(memory_rows, config.rows, room)
