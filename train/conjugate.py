@@ -43,22 +43,20 @@ def conjugate_gradients(
     size = C.norm(dim=0).clamp(min=1e-300)
     slices = [slice(a, a + _ROWS_AT_ONCE) for a in range(0, len(C), _ROWS_AT_ONCE)]
 
-    def products(of: Callable[[slice], Tensor]) -> Tensor:
-        return torch.stack([of(some).sum(0) for some in slices]).sum(0)
-
-    descent = products(lambda some: R[some] * P[some])
+    ones = C.new_ones(_ROWS_AT_ONCE)  # a product with them is twice as fast as a sum over rows
+    descent = torch.stack([inverse[some, 0] @ R[some].square() for some in slices]).sum(0)
     residual, done = float((R.norm(dim=0) / size).max()), 0
     while residual > tolerance and done < most:
         AP = product(P)
-        curvature = products(lambda some, AP=AP: P[some] * AP[some])
+        curvature = torch.stack([ones[: len(P[some])] @ (P[some] * AP[some]) for some in slices]).sum(0)
         # A column that is solved, or along which rounding leaves no curvature, stands still.
         step = torch.where(curvature > 0, descent / torch.where(curvature > 0, curvature, 1), 0)
         before, descent, left = descent, torch.zeros_like(descent), torch.zeros_like(descent)
         for some in slices:
             W[some].addcmul_(P[some], step)
             squared = R[some].addcmul_(AP[some], step, value=-1).square()
-            left += squared.sum(0)
-            descent += squared.mul_(inverse[some]).sum(0)
+            left += ones[: len(squared)] @ squared
+            descent += inverse[some, 0] @ squared
         turn = torch.where(before > 0, descent / torch.where(before > 0, before, 1), 0)
         for some in slices:
             P[some].mul_(turn).addcmul_(inverse[some], R[some])
