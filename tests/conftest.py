@@ -69,6 +69,7 @@ def gpt2_dir(tmp_path_factory, tokenizer) -> Path:
     """GPT-2's architecture: 4 layers, d=32, 64 positions."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    torch.manual_seed(1)  # transformers draws weights from torch's global generator
     config = GPT2Config(
         vocab_size=VOCABULARY, n_positions=MAX_CONTEXT, n_embd=32, n_layer=LAYERS, n_head=4,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
@@ -81,6 +82,7 @@ def gemma2_dir(tmp_path_factory, tokenizer) -> Path:
     """Gemma 2's architecture: 4 layers, two query heads to a key head, soft-capping, a sliding window of 8."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
+    torch.manual_seed(2)
     config = Gemma2Config(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=16, max_position_embeddings=MAX_CONTEXT, sliding_window=8,

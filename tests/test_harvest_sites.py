@@ -126,11 +126,11 @@ def test_bfloat16_is_hugging_faces_own_and_float32_within_its_rounding(config, m
     expected = reference(model_dir, ids, torch.bfloat16, **fused)
     exact = reference(model_dir, ids, torch.float32)
     for site, x in rows.items():
+        layer = int(site.split(".")[1])
         if model_dir.name == "gemma2":
             assert torch.equal(x, expected[site][1:]), site
-        else:  # TransformerLens's LayerNorm is not torch's one kernel: now and then an element is rounded the other way
-            assert error(x, expected[site][1:]) <= 2**-7, site
-        layer = int(site.split(".")[1])
+        else:  # TransformerLens's LayerNorm is not torch's one kernel: elements rounded the other way, which the blocks behind carry on
+            assert error(x, expected[site][1:]) <= 2 * 2**-8 * (10 * (layer + 1)) ** 0.5, site
         # Some ten roundings a block, which add up like a random walk; and a block works with what the one before has rounded.
         assert error(x, exact[site][1:]) <= 4 * 2**-8 * (10 * (layer + 1)) ** 0.5, site
 
