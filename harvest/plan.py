@@ -9,6 +9,7 @@ import torch
 
 from ..devices import choose_device
 from ..errors import StoreError
+from ..ranks import Ranks
 from ..store.check import reachable
 from ..store.plan import make_plan
 from .config import HarvestConfig
@@ -16,7 +17,6 @@ from .forward import auto_batch_size
 from .hooks import site_widths
 from .mixture import open_texts
 from .model import Checkpoint, ModelFacts, blocks_needed, check_request, choose_dtype, find_checkpoint, load_config, model_facts
-from .ranks import Ranks
 from .text import TextSource
 
 COLUMNS = ("token_id", "position", "document", "sequence")

@@ -1,51 +1,13 @@
-"""Harvesting by several processes, as torchrun starts them: each forwards its share of the batches into its part of one store."""
+"""Harvesting by several processes: each forwards its share of the batches into its part of one store."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 
-from ..errors import SplinterpError
+from ..ranks import Ranks
 from .pack import TokenBatch
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Which of `world` processes this is; `local` counts those on this machine, and chooses the GPU."""
-
-    rank: int = 0
-    world: int = 1
-    local: int = 0
-
-    @classmethod
-    def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Ranks:
-        """What torchrun says (RANK, WORLD_SIZE, LOCAL_RANK); one process where it says nothing.
-
-        Raises:
-            SplinterpError: it says something else than numbers that agree.
-        """
-        named = {
-            name: environment.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
-        }
-        try:
-            rank, world, local = map(int, named.values())
-        except ValueError:
-            rank, world, local = -1, 0, 0
-        if not 0 <= rank < world or local < 0:
-            told = ", ".join(f"{name}={value}" for name, value in named.items())
-            raise SplinterpError(f"{told} is not what torchrun sets; unset them for a single process.")
-        return cls(rank, world, local)
-
-    @property
-    def several(self) -> bool:
-        return self.world > 1
-
-    def device(self, name: str, gpus: int) -> str:
-        """`name`, with "auto" and "cuda" made the GPU of this rank on its machine."""
-        return f"cuda:{self.local % gpus}" if self.several and gpus and name in ("auto", "cuda") else name
 
 
 class Share:

@@ -64,10 +64,18 @@ class EpochPlan:
     batch_size: int
     n_batches: int
 
+    @property
+    def largest(self) -> int:
+        """Rows of the largest batch."""
+        return min(self.batch_size, int(self.ends[-1]))
+
     def spans(self, batch: int) -> list[tuple[int, int]]:
         """The store's rows that make up a batch, as [a, b) spans in order."""
-        first, total = batch * self.batch_size, int(self.ends[-1])
-        last = min(first + self.batch_size, total)
+        first = batch * self.batch_size
+        return self.between(first, min(first + self.batch_size, int(self.ends[-1])))
+
+    def between(self, first: int, last: int) -> list[tuple[int, int]]:
+        """The store's rows that are rows [first, last) of the epoch, likewise."""
         spans, i = [], int(np.searchsorted(self.ends, first, side="right"))
         while first < last:
             end = int(self.ends[i])
@@ -115,6 +123,18 @@ def plan_epoch(
     return EpochPlan(blocks, ends, batch_size, total // batch_size if drop_last else -(-total // batch_size))
 
 
+class Plan(Protocol):
+    """Batches as a reader takes them: how many, the rows of the largest (at least 1), and each one's spans of the store's rows."""
+
+    @property
+    def n_batches(self) -> int: ...
+
+    @property
+    def largest(self) -> int: ...
+
+    def spans(self, batch: int) -> list[tuple[int, int]]: ...
+
+
 class RowReader(Protocol):
     """Where one thread gets a site's rows from: [n, d] in the storage dtype, as bytes."""
 
@@ -134,7 +154,7 @@ class RowReader(Protocol):
 
 
 def iterate(
-    reader: Callable[[], RowReader], d: int, dtype: torch.dtype, plan: EpochPlan, start: int, *, pinned: bool = False
+    reader: Callable[[], RowReader], d: int, dtype: torch.dtype, plan: Plan, start: int, *, pinned: bool = False
 ) -> Iterator[torch.Tensor]:
     """The batches of `plan` from `start` on, read ahead by a thread; each valid until the next is asked for.
 
@@ -146,11 +166,11 @@ def iterate(
 
 
 def _iterate(
-    make_reader: Callable[[], RowReader], d: int, dtype: torch.dtype, plan: EpochPlan, start: int, pinned: bool
+    make_reader: Callable[[], RowReader], d: int, dtype: torch.dtype, plan: Plan, start: int, pinned: bool
 ) -> Iterator[torch.Tensor]:
     if start >= plan.n_batches:
         return
-    rows = min(plan.batch_size, int(plan.ends[-1]))
+    rows = plan.largest
     count = min(1 + AHEAD, plan.n_batches - start)
     ring = [torch.empty(rows, d, dtype=dtype, pin_memory=pinned) for _ in range(count)]
     free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -182,7 +202,7 @@ def _iterate(
 def _read_ahead(
     make_reader: Callable[[], RowReader],
     row_bytes: int,
-    plan: EpochPlan,
+    plan: Plan,
     start: int,
     views: list[memoryview],
     free: queue.SimpleQueue[int | None],

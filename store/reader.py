@@ -15,13 +15,14 @@ import torch
 
 from ..errors import StoreError
 from . import manifest
-from .batches import RowReader, Split, iterate, plan_epoch, split_rows
+from .batches import Plan, RowReader, Split, iterate, plan_epoch, split_rows
 from .check import Contents
 from .chunks import ChunkFiles
 from .files import read_json
 from .layout import METADATA, STORAGE, Array
 from .places import AnyPath, on_disk
 from .stats import site_statistics
+from .stream import Dealt, StreamPlan
 from .transfer import to_cuda
 
 # Few, so that the memory a reader occupies does not grow with the store.
@@ -166,9 +167,59 @@ class Store:
             shuffle=shuffle,
             drop_last=drop_last,
         )
+        return self._batches(chosen, epoch_plan, start, device)
+
+    def stream(
+        self,
+        site: str | None,
+        batch_size: int,
+        total: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+        device: torch.device | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """The training rows of a site, epoch after epoch, `total` rows in all: this rank's share of each batch of `batch_size` rows.
+
+        The epochs are those of `batches` with split "train", one after the other without a seam; only the last batch is smaller. Ranks
+        share each batch out: joined in their order the shares are the batch of a single process. A share of a batch with fewer rows than
+        ranks may be empty. For what else there is to know, see `batches`.
+
+        Args:
+            start: batches to skip without reading them.
+
+        Raises:
+            StoreError: as `batches`; or the store has no training rows.
+        """
+        chosen = self.site(site)
+        plan = StreamPlan(self.rows, batch_size, total, seed, "train", rank, world)
+        return self._batches(chosen, plan, start, device)
+
+    def dealt(
+        self,
+        site: str | None,
+        batch_size: int,
+        rank: int,
+        world: int,
+        *,
+        split: Split = "train",
+        device: torch.device | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Every row of a split once over all ranks, in the store's order: each rank has every `world`-th batch of `batches`, whole.
+
+        Raises:
+            StoreError: as `batches`.
+        """
+        chosen = self.site(site)
+        plan = Dealt(plan_epoch(self.rows, batch_size, split=split, shuffle=False), rank, world)
+        return self._batches(chosen, plan, 0, device)
+
+    def _batches(self, chosen: Site, plan: Plan, start: int, device: torch.device | None) -> Iterator[torch.Tensor]:
         cuda = device if device is not None and device.type == "cuda" else None
         dtype = STORAGE[chosen.dtype].torch
-        found = iterate(partial(self._row_reader, chosen), chosen.d, dtype, epoch_plan, start, pinned=cuda is not None)
+        found = iterate(partial(self._row_reader, chosen), chosen.d, dtype, plan, start, pinned=cuda is not None)
         return found if cuda is None else to_cuda(found, cuda)
 
     def n_batches(

@@ -14,7 +14,7 @@ import torch
 from splinterp import store
 from splinterp.errors import Interrupted, SplinterpError, StoreError, TextError
 from splinterp.harvest import HarvestConfig, harvest, plan
-from splinterp.harvest.ranks import Ranks
+from splinterp.ranks import Ranks
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from splinterp.harvest import HarvestConfig, harvest, plan, run
 from splinterp.harvest.arrange import arranged
 from splinterp.harvest.evaluation import evaluation_batches
 from splinterp.harvest.outliers import norm_bounds
-from splinterp.harvest.ranks import Ranks
+from splinterp.ranks import Ranks
 from splinterp.harvest.selection import parse_positions
 
 BOS, CONTEXT = 0, 24

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..sae import Codes, SparseCodes, select_topk
 from .config import TrainConfig
+from .group import ALONE, Group
 from .state import State
 
 # Codes are padded to the row that has the most. Beyond this many times k the Gram matrix of padded codes, quadratic in the width, and what
@@ -21,8 +22,10 @@ _WIDEST = 4
 _BATCHES_REMEMBERED, _SHARE_REMEMBERED = 100, 0.05
 
 
-def select_batch_topk(pre: Tensor, k: int, widest: int = _WIDEST) -> Codes:
+def select_batch_topk(pre: Tensor, k: int, widest: int = _WIDEST, rows: int | None = None, group: Group = ALONE) -> Codes:
     """The k·N largest pre-activations [N, d_sae] of the batch, as far as they are positive; those equal to the smallest kept are kept too.
+
+    Where the ranks of `group` share the batch, N is `rows`, and each chooses among its own by the cut that is the whole batch's.
 
     Returns: SparseCodes, padded with zeros to the row with the most, where no row has as many as widest·k; else dense codes [N, d_sae].
 
@@ -30,14 +33,19 @@ def select_batch_topk(pre: Tensor, k: int, widest: int = _WIDEST) -> Codes:
     that could be kept, and where that is so of all rows the candidates suffice.
     """
     width = min(widest * k, pre.shape[1])
+    wanted = k * (len(pre) if rows is None else rows)
     indices, values = select_topk(pre, width)
-    smallest, least = _nth_largest(values.flatten(), k * len(pre)), values.amin(1)
-    if width == pre.shape[1] or bool(((least < smallest) | (least == 0)).all()):
+    # Zeros are sent to nobody: where fewer than wanted are left, the cut is zero.
+    candidates = values[values != 0] if group.several else values.flatten()
+    smallest, least = _nth_largest(group.gather(candidates), wanted), values.amin(1)
+    (more,) = group.any(width < pre.shape[1] and not bool(((least < smallest) | (least == 0)).all()))
+    if not more:
         kept = values.masked_fill(values < smallest, 0)  # put like this, a NaN stays and is seen
-        kept, places = kept.topk(max(1, int((kept != 0).sum(1).max())), dim=1, sorted=False)
+        most = int((kept != 0).sum(1).max()) if len(kept) else 0
+        kept, places = kept.topk(max(1, most), dim=1, sorted=False)
         return SparseCodes(indices.gather(1, places), kept)
     # The candidates' smallest is a lower bound, so that few more than k·N are left to choose from.
-    smallest = _nth_largest(pre[pre >= smallest], k * len(pre))
+    smallest = _nth_largest(group.gather(pre[pre >= smallest]), wanted)
     return pre.relu().masked_fill_(pre < smallest, 0)
 
 
@@ -54,12 +62,14 @@ class Threshold:
         self._rate = min(1.0, max(1 / _BATCHES_REMEMBERED, 1 / (_SHARE_REMEMBERED * config.steps)))
         self._whole_batch = min(config.batch_size, config.rows)
 
-    def update(self, codes: Codes) -> None:
-        """Take note of the codes of one batch; a smaller batch, as the last may be, counts for less."""
+    def update(self, codes: Codes, rows: int | None = None, group: Group = ALONE) -> None:
+        """Take note of the codes of one batch, which the ranks of `group` share; a smaller one, as the last may be, counts for less."""
         values = codes.values if isinstance(codes, SparseCodes) else codes
         kept = values[values > 0]
-        if len(kept):
-            self.value.lerp_(kept.min().double(), self._rate * len(values) / self._whole_batch)
+        least = kept.min().double() if len(kept) else self.value.new_tensor(torch.inf)
+        group.min_(least)
+        if least.isfinite():
+            self.value.lerp_(least, self._rate * (len(values) if rows is None else rows) / self._whole_batch)
 
     def state(self) -> dict[str, Tensor]:
         """See `train.state`."""

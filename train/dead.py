@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..sae import Codes, SparseCodes, decode, fired_counts, to_dense
+from .group import ALONE, Group
 from .state import State
 
 
@@ -21,10 +22,11 @@ class DeadLatents:
         self.dead_after = dead_after
         self.rows_since = torch.zeros(d_sae, dtype=torch.int64, device=device)
 
-    def update(self, codes: Codes, rows: int) -> None:
-        """Take note of the codes of one batch of `rows` rows."""
-        fired = fired_counts(codes, len(self.rows_since)) > 0
-        self.rows_since = torch.where(fired, 0, self.rows_since + rows)
+    def update(self, codes: Codes, rows: int, group: Group = ALONE) -> None:
+        """Take note of the codes of one batch of `rows` rows, which the ranks of `group` share."""
+        fired = (fired_counts(codes, len(self.rows_since)) > 0).byte()
+        group.max_(fired)
+        self.rows_since = torch.where(fired.bool(), 0, self.rows_since + rows)
 
     def indices(self) -> Tensor:
         """The dead latents, int64 [n_dead]."""
@@ -43,12 +45,13 @@ class DeadLatents:
 _SPARSE_FROM = 16
 
 
-def auxk_loss(error: Tensor, pre: Tensor, W_dec: Tensor) -> Tensor:
+def auxk_loss(error: Tensor, pre: Tensor, W_dec: Tensor, whole: Tensor | None = None) -> Tensor:
     """‖e − ê‖²/‖e‖² with ê the error's reconstruction by at most d_in/2 dead latents a row; scaled down while few are dead.
 
     Args:
         error: what the live latents leave, x − x̂, detached, [N, d_in].
         pre: pre-activations of the dead latents [N, n_dead ≥ 1]. W_dec: their rows [n_dead, d_in].
+        whole: ‖e‖² of the batch, where these rows are a part of it.
     """
     wanted = max(1, error.shape[1] // 2)
     k_aux = min(wanted, len(W_dec))
@@ -57,4 +60,5 @@ def auxk_loss(error: Tensor, pre: Tensor, W_dec: Tensor) -> Tensor:
     if len(W_dec) <= _SPARSE_FROM * k_aux:
         codes = to_dense(codes, len(W_dec))
     rest = error - decode(codes, W_dec, error.new_zeros(error.shape[1]))
-    return (k_aux / wanted) * rest.square().sum() / error.square().sum().clamp(min=1e-12)
+    whole = error.square().sum() if whole is None else whole
+    return (k_aux / wanted) * rest.square().sum() / whole.clamp(min=1e-12)

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..sae import SAE, Architecture, Codes, SAEConfig, decode, select_topk
 from .batchtopk import Threshold, select_batch_topk
 from .config import Activation, TrainConfig
+from .group import ALONE, Group
 from .state import State, joined, part
 
 ARCHITECTURES: dict[Activation, Architecture] = {"topk": "topk", "batchtopk": "jumprelu", "relu": "standard"}  # as finished
@@ -18,14 +19,14 @@ class Weights:
     """An SAE being trained on normalised rows: W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in] with unit-norm rows, b_dec; float32.
 
     The encoder lies in memory by latents, as `W_enc_rows` [d_sae, d_in]: so its gradient comes from sparse codes. With BatchTopK there is
-    the `threshold` of the finished encoder too.
+    the `threshold` of the finished encoder too. Each rank of `group` has the same weights, and its share of each batch.
     """
 
-    def __init__(self, d_in: int, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, d_in: int, config: TrainConfig, device: torch.device, group: Group = ALONE) -> None:
         generator = torch.Generator().manual_seed(config.seed)
         directions = torch.randn(config.d_sae, d_in, generator=generator)
         directions = (directions / directions.norm(dim=1, keepdim=True)).to(device)
-        self.config = config
+        self.config, self.group = config, group
         self.k = config.k  # the loop may begin with more, and come down to config.k
         self.W_dec = directions
         # Tied at the start, and small: the first reconstructions then fall short instead of overshooting.
@@ -43,28 +44,31 @@ class Weights:
         """Normalised rows [N, d_in] -> [N, d_sae], in `out` if given (without gradients)."""
         return torch.addmm(self.b_enc, x, self.W_enc, out=out)
 
-    def activate(self, pre: Tensor) -> Codes:
-        """Pre-activations [N, d_sae] of a training batch -> codes."""
+    def activate(self, pre: Tensor, rows: int | None = None) -> Codes:
+        """Pre-activations [N, d_sae] of a training batch, of `rows` rows over all ranks (None: N) -> codes."""
         if self.config.activation == "relu":
             return pre.relu()
         assert self.k is not None
-        return (select_topk if self.config.activation == "topk" else select_batch_topk)(pre, self.k)
+        if self.config.activation == "topk":
+            return select_topk(pre, self.k)
+        return select_batch_topk(pre, self.k, rows=rows, group=self.group)
 
-    def encode(self, x: Tensor) -> Codes:
-        """A training batch of normalised rows [N, d_in] -> codes."""
-        return self.activate(self.pre_activations(x))
+    def encode(self, x: Tensor, rows: int | None = None) -> Codes:
+        """A training batch of normalised rows [N, d_in], of `rows` rows over all ranks (None: N) -> codes."""
+        return self.activate(self.pre_activations(x), rows)
 
-    def dense_loss(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def dense_loss(self, x: Tensor, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The training loss with ReLU, differentiable: a mean over the rows x [N, d_in] of ‖x̂ − x‖²/d_in, plus L1.
 
-        Returns: the loss, Σ‖x̂ − x‖² (detached), and the codes [N, d_sae].
+        Returns: the loss, Σ‖x̂ − x‖² (detached), and the codes [N, d_sae]. Where x is a part of a batch of `rows` rows, what it adds.
         """
+        numel = (len(x) if rows is None else rows) * x.shape[1]
         codes = self.pre_activations(x).relu()
         error = x - decode(codes, self.W_dec, self.b_dec)
         squared = error.square().sum()
-        loss = squared / error.numel()
+        loss = squared / numel
         if self.config.l1:
-            loss = loss + self.config.l1 * (codes * self.W_dec.norm(dim=1)).sum() / error.numel()
+            loss = loss + self.config.l1 * (codes * self.W_dec.norm(dim=1)).sum() / numel
         return loss, squared.detach(), codes
 
     @torch.no_grad()

@@ -38,21 +38,27 @@ class GradientSteps:
         self.optimizer = torch.optim.Adam(trained, lr=config.lr, betas=(0.9, 0.999), fused=True)
         self._pre = torch.empty(0, config.d_sae)
 
-    def step(self, x: Tensor, lr: float) -> StepFigures:
-        """M = config.encoder_steps steps on one batch of normalised rows x [N, d_in]."""
+    def step(self, x: Tensor, lr: float, rows: int | None = None) -> StepFigures:
+        """M = config.encoder_steps steps on one batch of normalised rows, of which x [N, d_in] is this rank's share.
+
+        Args:
+            rows: of the batch, over all ranks; None: N.
+        """
+        rows = len(x) if rows is None else rows
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         start = [p.detach().clone() for p in self.encoder] if self._proximal else None
         first = None
         for _ in range(self.config.encoder_steps):
             self.optimizer.zero_grad()
-            figures = self._gradients_by_autograd(x) if self.config.activation == "relu" else self._gradients_by_hand(x)
+            figures = (self._gradients_by_autograd if self.config.activation == "relu" else self._gradients_by_hand)(x, rows)
+            self.weights.group.sum_(*self._gradients())
             if start is not None:
                 self._pull(start)
             self.update()
             first = first or figures
         assert first is not None
-        self.dead.update(first.codes, len(x))
+        self.dead.update(first.codes, rows, self.weights.group)
         return first
 
     def state(self) -> dict[str, Tensor]:
@@ -71,36 +77,45 @@ class GradientSteps:
     def _trained(self) -> list[Tensor]:
         return self.optimizer.param_groups[0]["params"]
 
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._trained if p.grad is not None]
+
     @property
     def _proximal(self) -> bool:
         # After one step only: at the first the weights are where they started, and the pull is zero.
         return self.config.encoder_steps > 1 and bool(self.config.mu_enc or self.config.nu_enc)
 
     @torch.no_grad()
-    def _gradients_by_hand(self, x: Tensor) -> StepFigures:
+    def _gradients_by_hand(self, x: Tensor, rows: int) -> StepFigures:
         w, c = self.weights, self.config
         # Memory that is kept costs a tenth of the product less than memory that is new each time.
         if self._pre.shape[0] < len(x):
             self._pre = torch.empty(len(x), c.d_sae, dtype=x.dtype, device=x.device)
         pre = w.pre_activations(x, out=self._pre[: len(x)])
-        codes = w.activate(pre)
+        codes = w.activate(pre, rows)
         if w.threshold:
-            w.threshold.update(codes)
+            w.threshold.update(codes, rows, w.group)
         if isinstance(codes, SparseCodes):
-            done = sparse_pass(x, codes, w.W_dec, w.b_dec, self.decoder)
+            done = sparse_pass(x, codes, w.W_dec, w.b_dec, self.decoder, rows)
         else:  # BatchTopK's, where a row has very many
-            done = dense_pass(x, codes, w.W_dec, w.b_dec, self.decoder)
-        loss = done.squared_error / x.numel()
+            done = dense_pass(x, codes, w.W_dec, w.b_dec, self.decoder, rows)
+        squared = done.squared_error
+        w.group.sum_(squared)
+        loss = squared / (rows * x.shape[1])
         if c.aux_coefficient and len(dead := self.dead.indices()):
-            loss = loss + add_auxk(done, c.aux_coefficient, x, pre, w.W_dec, dead)
+            revival = add_auxk(done, c.aux_coefficient, x, pre, w.W_dec, dead, squared)
+            w.group.sum_(revival)
+            loss = loss + revival
         for name, gradient in done.gradients._asdict().items():
             getattr(w, name).grad = gradient
-        return StepFigures(float(loss), float(done.squared_error), codes, done.pattern)
+        return StepFigures(float(loss), float(squared), codes, done.pattern)
 
-    def _gradients_by_autograd(self, x: Tensor) -> StepFigures:
-        loss, squared, codes = self.weights.dense_loss(x)
+    def _gradients_by_autograd(self, x: Tensor, rows: int) -> StepFigures:
+        loss, squared, codes = self.weights.dense_loss(x, rows)
         loss.backward()
-        return StepFigures(float(loss.detach()), float(squared), codes.detach(), None)
+        figures = torch.stack([loss.detach(), squared])
+        self.weights.group.sum_(figures)
+        return StepFigures(float(figures[0]), float(figures[1]), codes.detach(), None)
 
     @torch.no_grad()
     def _pull(self, start: list[Tensor]) -> None:

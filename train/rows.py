@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 
 import torch
 from torch import Tensor
 
 from ..store import Store
 from ..store.batches import Split
+from .group import ALONE, Group
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Rows:
     """A site's rows, normalised: (x − mean)/scale, so that they have mean 0 and mean square 1 per dimension over the store.
 
     Attributes:
-        mean: [d_in] float32. scale: in the store's units.
+        mean: [d_in] float32. scale: in the store's units. group: the ranks that share the training rows.
     """
 
     store: Store
@@ -26,14 +26,15 @@ class Rows:
     mean: Tensor
     scale: float
     device: torch.device
+    group: Group = ALONE
 
     @classmethod
-    def of(cls, store: Store, site: str, device: torch.device) -> Rows:
+    def of(cls, store: Store, site: str, device: torch.device, group: Group = ALONE) -> Rows:
         """The rows of `site`, normalised by the statistics that the store keeps of it."""
         info = store.site(site)
         mean_square = (info.rms_norm**2 - float(info.mean @ info.mean)) / info.d
         scale = mean_square**0.5 if mean_square > 0 else 1.0  # constant rows: nothing to scale
-        return cls(store, site, info.mean.to(device, torch.float32), scale, device)
+        return cls(store, site, info.mean.to(device, torch.float32), scale, device, group)
 
     def normalise(self, x: Tensor) -> Tensor:
         """Rows [N, d_in] of the store -> normalised float32 rows on the device, in memory of their own."""
@@ -42,37 +43,28 @@ class Rows:
     def training(self, batch_size: int, total: int, seed: int, skip: int = 0) -> Iterator[Tensor]:
         """Batches [batch_size, d_in] of normalised training rows, `total` rows in all, epoch after epoch; only the last may be smaller.
 
-        What is left at an epoch's end is carried into the next epoch's first batch, so that there are ceil(total/batch_size) batches.
+        What is left at an epoch's end begins the next epoch's first batch, so that there are ceil(total/batch_size) batches. Of each
+        batch a rank has its share, [n·r/W, n·(r+1)/W) of n rows, which is empty where there are too few.
 
         Args:
-            skip: how many of the rows have been trained on: the batches go on after them, hardly reading what came before.
+            skip: how many of the rows, of all ranks, have been trained on: whole batches. They are not read.
         """
-        left, carried = total - skip, torch.empty(0, len(self.mean), device=self.device)
-        if not left:
-            return
-        first, skip = divmod(skip, self.store.split_rows("train"))
-        for epoch in count(first):
-            start, beyond = divmod(skip, batch_size)
-            skip = 0
-            for raw in self.store.batches(
-                self.site, batch_size, seed=seed, epoch=epoch, split="train", start=start, device=self.device
-            ):
-                x = self.normalise(raw[beyond:])
-                beyond = 0
-                if len(carried):
-                    x = torch.cat([carried, x])
-                while len(x) >= min(batch_size, left):
-                    size = min(batch_size, left)
-                    yield x[:size]
-                    # A copy begins where an allocation does: products round alike however a run came to this batch.
-                    left, x = left - size, x[size:].clone()
-                    if not left:
-                        return
-                carried = x
+        start, group = -(-skip // batch_size), self.group
+        for x in self.store.stream(
+            self.site, batch_size, total, seed=seed, rank=group.rank, world=group.world, start=start, device=self.device
+        ):
+            yield self.normalise(x)
 
     def once(self, split: Split, batch_size: int) -> Iterator[Tensor]:
         """Every row of a split ("train" or "held_out") once, in the store's order, in normalised batches."""
         for x in self.store.batches(self.site, batch_size, split=split, shuffle=False, device=self.device):
+            yield self.normalise(x)
+
+    def dealt(self, split: Split, batch_size: int) -> Iterator[Tensor]:
+        """As `once`, but of the batches every rank has others."""
+        for x in self.store.dealt(
+            self.site, batch_size, self.group.rank, self.group.world, split=split, device=self.device
+        ):
             yield self.normalise(x)
 
 

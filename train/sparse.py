@@ -35,14 +35,19 @@ class Pass(NamedTuple):
     pattern: ByLatent | None
 
 
-def sparse_pass(x: Tensor, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor, decoder: bool = True) -> Pass:
-    """The loss Σ‖x̂ − x‖²/(N·d_in) of rows x [N, d_in] with their TopK codes, and its gradients; the decoder's if asked for."""
+def sparse_pass(
+    x: Tensor, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor, decoder: bool = True, rows: int | None = None
+) -> Pass:
+    """The loss Σ‖x̂ − x‖²/(N·d_in) of rows x [N, d_in] with their TopK codes, and its gradients; the decoder's if asked for.
+
+    `rows`: N, where x is a part of the batch; the results are then what this part adds to those of the batch.
+    """
     pattern = by_latent(codes, len(W_dec))
     with torch.enable_grad():  # for the values alone: embedding_bag's own gradient is the gathered product e_r·W_dec,i
         values = codes.values.detach().requires_grad_()
         x_hat = decode(SparseCodes(codes.indices, values), W_dec.detach(), b_dec.detach())
     error = x_hat.detach() - x
-    scale = 2 / x.numel()
+    scale = _scale(x, rows)
     (by_code,) = torch.autograd.grad(x_hat, values, error)
     by_code.mul_(codes.values > 0).mul_(scale)
     b_enc = by_code.new_zeros(len(W_dec)).scatter_add_(0, codes.indices.reshape(-1), by_code.reshape(-1))
@@ -55,10 +60,12 @@ def sparse_pass(x: Tensor, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor, dec
     return Pass(error.square().sum(), error, gradients, pattern)
 
 
-def dense_pass(x: Tensor, codes: Tensor, W_dec: Tensor, b_dec: Tensor, decoder: bool = True) -> Pass:
+def dense_pass(
+    x: Tensor, codes: Tensor, W_dec: Tensor, b_dec: Tensor, decoder: bool = True, rows: int | None = None
+) -> Pass:
     """As `sparse_pass`, from dense codes [N, d_sae]."""
     error = decode(codes, W_dec, b_dec) - x
-    scale = 2 / x.numel()
+    scale = _scale(x, rows)
     by_pre = (error @ W_dec.T).mul_(codes > 0).mul_(scale)
     gradients = Gradients(
         by_pre.T @ x,
@@ -69,15 +76,22 @@ def dense_pass(x: Tensor, codes: Tensor, W_dec: Tensor, b_dec: Tensor, decoder: 
     return Pass(error.square().sum(), error, gradients, None)
 
 
-def add_auxk(done: Pass, coefficient: float, x: Tensor, pre: Tensor, W_dec: Tensor, dead: Tensor) -> Tensor:
+def _scale(x: Tensor, rows: int | None) -> float:
+    return 2 / ((len(x) if rows is None else rows) * x.shape[1])
+
+
+def add_auxk(
+    done: Pass, coefficient: float, x: Tensor, pre: Tensor, W_dec: Tensor, dead: Tensor, whole: Tensor | None = None
+) -> Tensor:
     """coefficient · AuxK; its gradients, which reach the dead latents alone, are added to those of the pass.
 
     Args:
         pre: pre-activations [N, d_sae]. dead: indices of dead latents [n_dead ≥ 1].
+        whole: Σ‖x̂ − x‖² over the batch, where x is a part of it; the result is then this part's share.
     """
     with torch.enable_grad():
         pre_dead, rows = pre[:, dead].requires_grad_(), W_dec[dead].detach().requires_grad_()
-        loss = coefficient * auxk_loss(-done.error, pre_dead, rows)
+        loss = coefficient * auxk_loss(-done.error, pre_dead, rows, whole)
     by_pre, by_rows = torch.autograd.grad(loss, [pre_dead, rows])
     to = done.gradients
     to.W_enc_rows.index_add_(0, dead, by_pre.T @ x)

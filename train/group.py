@@ -1,0 +1,204 @@
+"""The processes of one training run, as torchrun starts them, and what they do together: torch.distributed, in a few verbs.
+
+With a single process every verb does nothing, so that whoever uses them needs no second way. All ranks call the same verbs in the same
+order; what they get is the same on each, to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import SplinterpError
+from ..ranks import Ranks
+
+# As long as one rank may let the others wait: the first solves, evaluates and writes for all. A rank that dies is noticed at once.
+_PATIENCE = timedelta(hours=1)
+# That ranks give each other to say that they are still there, once they have lost touch.
+_ROLL_CALL = 2.0
+# Elements that are sent to the first rank at once: what is received is beside what is there.
+_SLAB = 2**22
+
+
+class SaidElsewhere(SplinterpError):
+    """Another rank tells the user of this problem, in these words."""
+
+
+class Group:
+    """Rank `rank` of `world`. `first` is the one that solves, evaluates, writes and tells."""
+
+    def __init__(self, rank: int = 0, world: int = 1, store: dist.Store | None = None) -> None:
+        self.rank, self.world, self._store = rank, world, store
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def several(self) -> bool:
+        return self.world > 1
+
+    def sum_(self, *tensors: Tensor) -> None:
+        """Replace each by its sum over the ranks."""
+        self._reduce(dist.ReduceOp.SUM, *tensors)
+
+    def max_(self, *tensors: Tensor) -> None:
+        """Replace each by its elementwise maximum over the ranks."""
+        self._reduce(dist.ReduceOp.MAX, *tensors)
+
+    def min_(self, *tensors: Tensor) -> None:
+        """Replace each by its elementwise minimum over the ranks."""
+        self._reduce(dist.ReduceOp.MIN, *tensors)
+
+    def sum_to_first_(self, *tensors: Tensor) -> None:
+        """Replace each by its sum over the ranks on the first; elsewhere what is left in it is undefined."""
+        if self.several:
+            with self._in_touch():
+                for tensor in tensors:
+                    for piece in tensor.view(-1).split(_SLAB):
+                        dist.reduce(piece, 0)
+
+    def broadcast_(self, *tensors: Tensor) -> None:
+        """Replace each by the first rank's."""
+        if self.several:
+            with self._in_touch():
+                for work in [dist.broadcast(tensor, 0, async_op=True) for tensor in tensors]:
+                    work.wait()  # type: ignore[union-attr]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The values [n] of all ranks in their order, of which each may have another number."""
+        if not self.several:
+            return values
+        with self._in_touch():
+            lengths = torch.zeros(self.world, dtype=torch.int64)
+            lengths[self.rank] = len(values)
+            dist.all_reduce(lengths)
+            padded = values.new_zeros(int(lengths.max()))
+            padded[: len(values)] = values
+            parts = [torch.empty_like(padded) for _ in range(self.world)]
+            dist.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, lengths.tolist(), strict=True)])
+
+    def sum(self, value: float) -> float:
+        """The sum of a number over the ranks."""
+        total = torch.tensor(value, dtype=torch.float64)
+        self.sum_(total)
+        return float(total)
+
+    def any(self, *asked: bool) -> tuple[bool, ...]:
+        """For each of these, whether it is so on any rank."""
+        if not self.several:
+            return asked
+        flags = torch.tensor(asked, dtype=torch.uint8)
+        self.max_(flags)
+        return tuple(bool(flag) for flag in flags)
+
+    def tell(self, what: Any) -> Any:
+        """What the first rank says, in JSON's types."""
+        if not self.several:
+            return what
+        with self._in_touch():
+            said = torch.tensor(list(json.dumps(what).encode()) if self.first else [], dtype=torch.uint8)
+            length = torch.tensor(len(said))
+            dist.broadcast(length, 0)
+            said = said if self.first else torch.empty(int(length), dtype=torch.uint8)
+            dist.broadcast(said, 0)
+        return json.loads(bytes(said.tolist()))
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """At the end of the block the ranks wait for each other; where one has refused, all end. The block has no verbs in it.
+
+        Raises:
+            SplinterpError: this rank's own, of the first to refuse, or with other words than the first's. SaidElsewhere: on the others.
+        """
+        own: SplinterpError | None = None
+        try:
+            yield
+        except SplinterpError as error:
+            if not self.several:
+                raise
+            own = error
+        if not self.several:
+            return
+        # Texts of different lengths, parted by a zero byte.
+        said = bytes(self.gather(torch.tensor([*str(own or "").encode(), 0], dtype=torch.uint8)).tolist())
+        texts = [text.decode() for text in said.split(b"\0")[:-1]]
+        if own is not None and texts.index(str(own)) == self.rank:
+            raise own
+        if any(texts):
+            raise SaidElsewhere(str(own) if own is not None else next(filter(None, texts)))
+
+    def _reduce(self, how: Any, *tensors: Tensor) -> None:
+        if self.several:
+            with self._in_touch():
+                for work in [dist.all_reduce(tensor, how, async_op=True) for tensor in tensors]:
+                    work.wait()  # type: ignore[union-attr]
+
+    @contextmanager
+    def _in_touch(self) -> Iterator[None]:
+        """Turns torch's error, where another rank has ended, into a sentence."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # gloo raises it as it is, NCCL a subclass
+            lost = self._roll_call()
+            who = f"rank {', '.join(map(str, lost))}, which has ended" if lost else "another rank"
+            raise SplinterpError(
+                f"Rank {self.rank} of {self.world} has lost touch with {who}: see its own message. The same command with --resume "
+                "goes on from the last checkpoint."
+            ) from error
+
+    def _roll_call(self) -> list[int]:
+        """The ranks that do not answer; empty if that cannot be told."""
+        dist.destroy_process_group()  # or those that wait for this rank would not notice
+        if self._store is None:
+            return []
+        try:
+            self._store.set(f"splinterp/{self.rank}", "here")
+            time.sleep(_ROLL_CALL)
+            return [rank for rank in range(self.world) if not self._store.check([f"splinterp/{rank}"])]
+        except RuntimeError:
+            return [0]  # it keeps the store, where torchrun does not
+
+
+ALONE = Group()
+
+
+@contextmanager
+def joined_ranks(ranks: Ranks, device: torch.device) -> Iterator[Group]:
+    """The group of these ranks, once all have come; each on a device of its own, or several on a CPU or a GPU.
+
+    Raises:
+        SplinterpError: they do not find each other.
+    """
+    if not ranks.several:
+        yield ALONE
+        return
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        # NCCL refuses two ranks on one GPU.
+        backend = "cpu:gloo,cuda:nccl" if ranks.here <= torch.cuda.device_count() else "cpu:gloo,cuda:gloo"
+    try:
+        store, rank, world = next(iter(dist.rendezvous("env://", ranks.rank, ranks.world, timeout=_PATIENCE)))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise SplinterpError(
+            f"Rank {ranks.rank} of {ranks.world} did not find the others ({str(error).splitlines()[0]}); start all with torchrun, or unset "
+            "WORLD_SIZE for a single process."
+        ) from error
+    try:
+        yield Group(rank, world, store)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
