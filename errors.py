@@ -23,5 +23,9 @@ class SAEError(SplinterpError):
     """Something about a sparse autoencoder's file or settings."""
 
 
+class SaidElsewhere(SplinterpError):
+    """Of several processes another tells the user of the problem, in these words: this one only ends."""
+
+
 class Interrupted(SplinterpError):
     """The user pressed Ctrl-C; what is committed is kept."""

@@ -1,6 +1,19 @@
 """What a sparse autoencoder is: its activations, encode and decode, and its files."""
 
-from .codes import ByLatent, Codes, SparseCodes, by_latent, decode, fired_counts, l0, sum_rows, to_csr, to_dense, to_double
+from .codes import (
+    ByLatent,
+    Codes,
+    SparseCodes,
+    by_latent,
+    decode,
+    fired_counts,
+    l0,
+    non_zeros,
+    sum_rows,
+    to_csr,
+    to_dense,
+    to_double,
+)
 from .files import load_sae, save_sae
 from .model import SAE, Architecture, SAEConfig, select_topk
 
@@ -16,6 +29,7 @@ __all__ = [
     "fired_counts",
     "l0",
     "load_sae",
+    "non_zeros",
     "save_sae",
     "select_topk",
     "sum_rows",

@@ -103,7 +103,11 @@ def fired_counts(codes: Codes, d_sae: int) -> Tensor:
     return (codes != 0).sum(0)
 
 
+def non_zeros(codes: Codes) -> int:
+    """The number of codes that are not zero."""
+    return int(((codes.values if isinstance(codes, SparseCodes) else codes) != 0).sum())
+
+
 def l0(codes: Codes) -> float:
     """L0: the mean number of codes a row that are not zero."""
-    values = codes.values if isinstance(codes, SparseCodes) else codes
-    return float((values != 0).sum()) / max(1, len(values))
+    return non_zeros(codes) / max(1, len(codes.values if isinstance(codes, SparseCodes) else codes))

@@ -18,8 +18,8 @@ from splinterp.harvest import HarvestConfig, harvest, plan, run
 from splinterp.harvest.arrange import arranged
 from splinterp.harvest.evaluation import evaluation_batches
 from splinterp.harvest.outliers import norm_bounds
-from splinterp.ranks import Ranks
 from splinterp.harvest.selection import parse_positions
+from splinterp.ranks import Ranks
 
 BOS, CONTEXT = 0, 24
 SITES = ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post")

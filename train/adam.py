@@ -8,19 +8,23 @@ from torch import Tensor
 from .config import TrainConfig
 from .encoder import Weights
 from .gradient import GradientSteps, StepFigures
+from .group import ALONE, Group
 from .state import State, joined, part
 
 
 class AdamBaseline:
     """The state of an Adam run on normalised rows."""
 
-    def __init__(self, d_in: int, config: TrainConfig, device: torch.device) -> None:
-        self.weights = Weights(d_in, config, device)
+    def __init__(self, d_in: int, config: TrainConfig, device: torch.device, group: Group = ALONE) -> None:
+        self.weights = Weights(d_in, config, device, group)
         self.gradient = GradientSteps(self.weights, config, decoder=True)
 
-    def step(self, x: Tensor, lr: float) -> StepFigures:
-        """One batch of normalised rows x [N, d_in]."""
-        return self.gradient.step(x, lr)
+    def step(self, x: Tensor, lr: float, rows: int | None = None) -> StepFigures:
+        """One batch of normalised rows, of which x [N, d_in] is this rank's share; it has `rows` in all (None: N)."""
+        return self.gradient.step(x, lr, rows)
+
+    def gather(self) -> None:
+        """The ranks keep nothing apart."""
 
     def state(self) -> dict[str, Tensor]:
         """See `train.state`."""

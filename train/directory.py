@@ -90,7 +90,12 @@ def resumed(directory: Path, described: Mapping[str, Any]) -> dict[str, Any]:
         )
     if lower:
         told["diverged_before"] = [*told.get("diverged_before", []), {"step": told.pop("diverged"), "lr": was["lr"]}]
-    return {**told, "settings": described["settings"], "resumed": [*told.get("resumed", []), _now()]}
+    return {
+        **told,
+        "settings": described["settings"],
+        "ranks": described["ranks"],
+        "resumed": [*told.get("resumed", []), _now()],
+    }
 
 
 def note_divergence(directory: Path, step: int) -> None:

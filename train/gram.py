@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..sae import ByLatent, Codes, SparseCodes, by_latent, sum_rows, to_csr
+from .group import Group
 from .moments import squared_error, variance
 from .state import State, number
 
@@ -143,6 +144,20 @@ class Statistics:
         self._lopsided = self._lopsided or other._lopsided
         self._sum_xx += other._sum_xx
         self._rows += other._rows
+
+    def sum_to_first(self, group: Group) -> None:
+        """Bring the sums of all ranks together at the first, in place: the others are left with those of no rows."""
+        if not group.several:
+            return
+        self._settled()
+        numbers = torch.tensor([self._sum_xx, self._rows], dtype=torch.float64)
+        sums = [getattr(self, "_" + name) for name in _SUMS]
+        group.sum_to_first_(*sums, numbers)
+        self._lopsided = True  # whichever rank it was that left it so
+        if not group.first:
+            for tensor in (*sums, numbers):
+                tensor.zero_()
+        self._sum_xx, self._rows = numbers.tolist()
 
     def rescale_latents(self, factors: Tensor) -> None:
         """Change of gauge: the statistics as if every code of latent i had been multiplied by factors[i]; factors [d_sae]."""

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import SplinterpError
+from ..errors import SaidElsewhere, SplinterpError
 from ..ranks import Ranks
 
 # As long as one rank may let the others wait: the first solves, evaluates and writes for all. A rank that dies is noticed at once.
@@ -28,15 +28,11 @@ _ROLL_CALL = 2.0
 _SLAB = 2**22
 
 
-class SaidElsewhere(SplinterpError):
-    """Another rank tells the user of this problem, in these words."""
-
-
 class Group:
-    """Rank `rank` of `world`. `first` is the one that solves, evaluates, writes and tells."""
+    """Rank `rank` of `world`, `sharing` of which share a device's memory. The first rank solves, evaluates, writes and tells."""
 
-    def __init__(self, rank: int = 0, world: int = 1, store: dist.Store | None = None) -> None:
-        self.rank, self.world, self._store = rank, world, store
+    def __init__(self, rank: int = 0, world: int = 1, sharing: int = 1, store: dist.Store | None = None) -> None:
+        self.rank, self.world, self.sharing, self._store = rank, world, sharing, store
 
     @property
     def first(self) -> bool:
@@ -118,12 +114,12 @@ class Group:
         """At the end of the block the ranks wait for each other; where one has refused, all end. The block has no verbs in it.
 
         Raises:
-            SplinterpError: this rank's own, of the first to refuse, or with other words than the first's. SaidElsewhere: on the others.
+            SplinterpError, OSError: this rank's own, unless one before it says the same. SaidElsewhere: on the others.
         """
-        own: SplinterpError | None = None
+        own: SplinterpError | OSError | None = None
         try:
             yield
-        except SplinterpError as error:
+        except (SplinterpError, OSError) as error:
             if not self.several:
                 raise
             own = error
@@ -136,6 +132,21 @@ class Group:
             raise own
         if any(texts):
             raise SaidElsewhere(str(own) if own is not None else next(filter(None, texts)))
+
+    @contextmanager
+    def all_or_none(self, kind: type[Exception], *arguments: object) -> Iterator[None]:
+        """Where the block raises an exception of this kind on one rank, all ranks raise it, with these arguments. No verbs in it."""
+        failed = False
+        try:
+            yield
+        except kind:
+            failed = True
+        if self.any(failed)[0]:
+            raise kind(*arguments)
+
+    def said_once(self, error: SplinterpError) -> SplinterpError:
+        """An error that all ranks end by, as this one raises it: the first in its own words."""
+        return error if self.first else SaidElsewhere(str(error))
 
     def _reduce(self, how: Any, *tensors: Tensor) -> None:
         if self.several:
@@ -184,11 +195,11 @@ def joined_ranks(ranks: Ranks, device: torch.device) -> Iterator[Group]:
     if not ranks.several:
         yield ALONE
         return
-    backend = "gloo"
+    backend, sharing = "gloo", ranks.here
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        # NCCL refuses two ranks on one GPU.
-        backend = "cpu:gloo,cuda:nccl" if ranks.here <= torch.cuda.device_count() else "cpu:gloo,cuda:gloo"
+        sharing = -(-ranks.here // torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl" if sharing == 1 else "cpu:gloo,cuda:gloo"  # NCCL refuses two ranks on one GPU
     try:
         store, rank, world = next(iter(dist.rendezvous("env://", ranks.rank, ranks.world, timeout=_PATIENCE)))
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
@@ -198,7 +209,7 @@ def joined_ranks(ranks: Ranks, device: torch.device) -> Iterator[Group]:
             "WORLD_SIZE for a single process."
         ) from error
     try:
-        yield Group(rank, world, store)
+        yield Group(rank, world, sharing, store)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import SplinterpError
 from ..quantities import format_bytes
 from ..sae import SparseCodes, by_latent, decode, sum_rows
+from .group import ALONE, Group
 from .moments import squared_error, variance
 
 # Rows of one product: enough that adding up [d_sae, n] is little beside the gathering, few enough that Z·V is small.
@@ -93,15 +94,23 @@ def _joined(blocks: list[SparseCodes]) -> SparseCodes:
 class KeptCodes:
     """`Moments` of rows whose codes are kept, not their Gram matrix; see that protocol for the attributes.
 
-    Every sum and product is taken in float64. Memory: 8·d_sae·d_in bytes and the cache's.
+    Every sum and product is taken in float64. Memory: 8·d_sae·d_in bytes and the cache's. Each rank of `group` keeps the codes of its own
+    rows: once `sum_over_ranks` has been called, sums and products are those of all, and all must ask for products together.
     """
 
-    def __init__(self, d_in: int, d_sae: int, device: str | torch.device = "cpu", cache: CodeCache | None = None) -> None:
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        device: str | torch.device = "cpu",
+        cache: CodeCache | None = None,
+        group: Group = ALONE,
+    ) -> None:
         self.d_in, self.d_sae, self.device = d_in, d_sae, torch.device(device)
         zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=device)  # noqa: E731
         self.cross, self.sum_z, self.sum_x, self.diagonal = zeros(d_sae, d_in), zeros(d_sae), zeros(d_in), zeros(d_sae)
         self.sum_xx, self.rows = 0.0, 0.0
-        self._caches = [cache or CodeCache()]
+        self._caches, self._group = [cache or CodeCache()], group
 
     @torch.no_grad()
     def add(self, x: Tensor, codes: SparseCodes) -> None:
@@ -123,7 +132,14 @@ class KeptCodes:
         for block in chain.from_iterable(self._caches):
             codes = _double(block, self.device)
             self._add_products(out, codes, decode(codes, V, none))
+        self._group.sum_(out)
         return out
+
+    def sum_over_ranks(self) -> KeptCodes:
+        """Make the sums those of all ranks' rows, once; the codes stay where they are."""
+        self._group.sum_(self.cross, self.sum_z, self.sum_x, self.diagonal)
+        self.sum_xx, self.rows = self._group.sum(self.sum_xx), self._group.sum(self.rows)
+        return self
 
     def absorb(self, other: KeptCodes) -> None:
         """Add the sums and the codes of other rows to these, in place; the codes are shared."""

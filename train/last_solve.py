@@ -14,6 +14,7 @@ from ..sae import SAE, SparseCodes, to_double
 from .conjugate import solve_by_cg
 from .decoder import Decoder, Penalties, solve_decoder
 from .gram import Statistics
+from .group import ALONE, Group
 from .kept_codes import CodeCache, KeptCodes
 from .moments import mean_diagonal
 
@@ -58,8 +59,11 @@ def last_solve(
     ridge: float | None = None,
     progress: Callable[[int], None] | None = None,
     without_gram: WithoutGram | None = None,
-) -> tuple[SAE, LastSolve]:
+    group: Group = ALONE,
+) -> tuple[SAE, LastSolve] | None:
     """The SAE with the decoder of Theorem C.1 for its own codes, over every row of `batches` [N, d_in] once.
+
+    Each rank of `group` gives batches of its own; the sums are those of all. Only the first solves and has the result, the others None.
 
     Args:
         penalties: α, β, μ, ν as sums over the rows; the anchors are the SAE's present decoder.
@@ -72,7 +76,7 @@ def last_solve(
         SplinterpError: there are no rows, or the disk has no room for the codes.
     """
     sae = sae.plain()
-    parts = _parts(sae, 2 if ridge is None else 1, without_gram)
+    parts = _parts(sae, 2 if ridge is None else 1, without_gram, group)
     for x in batches:
         apart = len(x) // VALIDATION_ONE_IN if ridge is None else 0
         for part, some in zip(parts, (x[apart:], x[:apart]), strict=False):  # nothing is set apart where the ridge is given
@@ -80,6 +84,13 @@ def last_solve(
                 _add(part, some, sae)
         if progress:
             progress(len(x))
+    for part in parts:
+        if isinstance(part, Statistics):
+            part.sum_to_first(group)
+        else:
+            part.sum_over_ranks()
+    if without_gram is None and not group.first:
+        return None  # without a Gram matrix each rank's codes are needed for the products
     whole, validation = parts[0], parts[-1]  # the whole once the validation rows have joined
 
     def solve(statistics: Statistics | KeptCodes, relative: float, start: Tensor, accuracy: tuple[float, int]) -> Decoder:
@@ -104,6 +115,8 @@ def last_solve(
     if whole.rows == 0:
         raise SplinterpError("There are no training rows for the last solve.")
     decoder = solve(whole, chosen, start, EXACT)
+    if not group.first:
+        return None
     fired = whole.diagonal > 0  # a latent without codes has no least-squares row: it keeps its own
     W_dec = torch.where(fired[:, None], decoder.W_dec, sae.W_dec.double())
     n, d = round(whole.rows), sae.config.d_sae
@@ -123,13 +136,13 @@ def last_solve(
     )
 
 
-def _parts(sae: SAE, number: int, without_gram: WithoutGram | None) -> list[Statistics] | list[KeptCodes]:
+def _parts(sae: SAE, number: int, without_gram: WithoutGram | None, group: Group) -> list[Statistics] | list[KeptCodes]:
     d_in, d_sae, device = sae.config.d_in, sae.config.d_sae, sae.W_enc.device
     if without_gram is None:
         return [Statistics(d_in, d_sae, device) for _ in range(number)]
     for_validation = without_gram.memory // VALIDATION_ONE_IN if number == 2 else 0
     memories = (without_gram.memory - for_validation, for_validation)[:number]
-    return [KeptCodes(d_in, d_sae, device, CodeCache(memory, without_gram.directory)) for memory in memories]
+    return [KeptCodes(d_in, d_sae, device, CodeCache(memory, without_gram.directory), group) for memory in memories]
 
 
 def _add(part: Statistics | KeptCodes, x: Tensor, sae: SAE) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from ..errors import SplinterpError
 from ..evaluate.metrics import evaluate_rows
 from ..quantities import format_bytes, format_seconds
-from ..sae import SAE, l0
+from ..sae import SAE, non_zeros
 from .adam import AdamBaseline
 from .checkpoint import CHECKPOINT, Position, state_bytes, unsound, write_checkpoint
 from .config import TrainConfig
+from .gradient import StepFigures
 from .interrupts import Interrupts
 from .loggers import Logger, MetricsFile
 from .pam import PAM
@@ -105,33 +106,34 @@ class Checkpoints:
 
 
 def run_steps(
-    method: PAM | AdamBaseline, rows: Rows, config: TrainConfig, position: Position, metrics: MetricsFile, checkpoints: Checkpoints,
+    method: PAM | AdamBaseline, rows: Rows, config: TrainConfig, position: Position, metrics: MetricsFile | None, checkpoints: Checkpoints,
     logger: Logger | None = None, progress: Progress | None = None,
 ) -> None:  # fmt: skip
     """All steps from `position` on, which is moved along.
 
+    Of several ranks only the first has `metrics`, and writes.
+
     Raises:
         Diverged: the loss or a weight is no number. Stopped: on a SIGINT or SIGTERM, after the step and its checkpoint.
     """
+    group = rows.group
     log_every, evaluate_every = max(1, config.steps // 200), max(1, int(HELD_OUT_EVERY * config.steps))
     begun = time.monotonic() - position.seconds
     with Interrupts() as interrupts:
         for x in rows.training(config.batch_size, config.rows, config.seed, position.rows):
+            n = min(config.batch_size, config.rows - position.rows)  # over all ranks
             lr, method.weights.k = lr_at(position.steps, config), k_at(position.steps, config)
-            figures = method.step(x, lr)
-            position.steps, position.rows = position.steps + 1, position.rows + len(x)
+            figures = method.step(x, lr, n)
+            position.steps, position.rows = position.steps + 1, position.rows + n
             position.window_error += figures.squared_error
-            position.window_rows += len(x)
+            position.window_rows += n
             position.seconds = time.monotonic() - begun
             step, last = position.steps, position.steps == config.steps
-            writing = interrupts.asked or checkpoints.due()
-            telling = step % log_every == 0 or step % evaluate_every == 0 or last
-            if (writing or telling) and not math.isfinite(figures.loss):
-                raise Diverged(step)
-            if telling:
+            if step % log_every == 0 or step % evaluate_every == 0 or last:
+                _check(figures, step)
                 shown = {
                     "fvu": position.window_error / (position.window_rows * x.shape[1]),  # rows have mean square 1 per dimension
-                    "l0": l0(figures.codes),
+                    "l0": group.sum(non_zeros(figures.codes)) / n,
                     "dead": float(len(method.gradient.dead.indices())),
                 }
                 line = {
@@ -144,22 +146,38 @@ def run_steps(
                 }
                 if config.k_start is not None and method.weights.k is not None:
                     line["k"] = method.weights.k
-                if step % evaluate_every == 0 or last:
+                if metrics and (step % evaluate_every == 0 or last):
                     line["held_out_fvu"] = _held_out_fvu(method.weights.sae(), rows)
-                metrics.log(line)
+                if metrics:
+                    metrics.log(line)
                 if logger:
                     logger.log(step, line)
                 position.window_error, position.window_rows = 0.0, 0
                 if progress:
                     progress("train", position.rows, config.rows, shown)
-            if interrupts.asked:
-                _stop(method, position, metrics, checkpoints)
-            if writing:
-                position.metrics_bytes = metrics.sync()
-                checkpoints.write_or_tell(position, method.state())
+            # All ranks stop at the same step, whichever was asked; the first one's clock decides on checkpoints.
+            stopping, due = group.any(interrupts.asked, group.first and checkpoints.due())
+            if stopping or due:
+                _check(figures, step)
+                method.gather()
+                with group.all_or_none(Diverged, step):
+                    if metrics:
+                        (_last_checkpoint if stopping else _checkpoint)(method, position, metrics, checkpoints)
+            if stopping:
+                raise Stopped
 
 
-def _stop(method: PAM | AdamBaseline, position: Position, metrics: MetricsFile, checkpoints: Checkpoints) -> None:
+def _check(figures: StepFigures, step: int) -> None:
+    if not math.isfinite(figures.loss):
+        raise Diverged(step)
+
+
+def _checkpoint(method: PAM | AdamBaseline, position: Position, metrics: MetricsFile, checkpoints: Checkpoints) -> None:
+    position.metrics_bytes = metrics.sync()
+    checkpoints.write_or_tell(position, method.state())
+
+
+def _last_checkpoint(method: PAM | AdamBaseline, position: Position, metrics: MetricsFile, checkpoints: Checkpoints) -> None:
     state = method.state()
     checkpoints.tell(f"Stopping at step {position.steps:,}: writing a checkpoint of {format_bytes(state_bytes(state))} …")
     try:
@@ -167,7 +185,6 @@ def _stop(method: PAM | AdamBaseline, position: Position, metrics: MetricsFile, 
         checkpoints.write(position, state)
     except OSError as error:
         checkpoints.tell(f"It could not be written ({error.strerror}).")
-    raise Stopped
 
 
 def _parts(state: Mapping[str, object]) -> str:

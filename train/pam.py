@@ -30,16 +30,20 @@ from .decoder import Decoder, Penalties, solve_decoder
 from .encoder import Weights
 from .gradient import GradientSteps, StepFigures
 from .gram import Statistics
+from .group import ALONE, Group
 from .moments import mean_diagonal
 from .state import State, joined, number, part
 from .window import Window
 
 
 class PAM:
-    """The state of a PAM-SGD run on normalised rows."""
+    """The state of a PAM-SGD run on normalised rows.
 
-    def __init__(self, d_in: int, config: TrainConfig, device: torch.device) -> None:
-        self.config, self.weights = config, Weights(d_in, config, device)
+    Of several ranks each adds its share of a batch to statistics of its own; they are brought together at the first, which solves.
+    """
+
+    def __init__(self, d_in: int, config: TrainConfig, device: torch.device, group: Group = ALONE) -> None:
+        self.config, self.group, self.weights = config, group, Weights(d_in, config, device, group)
         self.gradient = GradientSteps(self.weights, config, decoder=config.decoder_steps)
         by_cg = solves_by_cg(config, device)
         self.memory_rows, self.solve_every = cadence(config, d_in, by_cg)
@@ -48,22 +52,36 @@ class PAM:
         # With one small step a batch, and a decoder that follows by itself, the codes of the step's own forward pass will do.
         self.fresh_enough = config.decoder_steps and config.encoder_steps == 1
 
-    def step(self, x: Tensor, lr: float) -> StepFigures:
-        """One batch of normalised rows x [N, d_in]."""
-        figures = self.gradient.step(x, lr)  # (a)
+    def step(self, x: Tensor, lr: float, rows: int | None = None) -> StepFigures:
+        """One batch of normalised rows, of which x [N, d_in] is this rank's share; it has `rows` in all (None: N)."""
+        rows = len(x) if rows is None else rows
+        figures = self.gradient.step(x, lr, rows)  # (a)
         with torch.no_grad():  # (b)
-            codes, pattern = (figures.codes, figures.pattern) if self.fresh_enough else (self.weights.encode(x), None)
+            codes, pattern = (figures.codes, figures.pattern) if self.fresh_enough else (self.weights.encode(x, rows), None)
             if isinstance(self.statistics, Window):
                 assert isinstance(codes, SparseCodes)
                 self.statistics.add(x, codes)
             else:
-                self.statistics.decay(max(0.0, 1 - len(x) / self.memory_rows))
+                self.statistics.decay(max(0.0, 1 - rows / self.memory_rows))
                 self.statistics.add(x, codes, pattern)
             self.batches += 1
             # From a loss that is no number there is nothing to solve; the loop will tell.
             if self.batches % self.solve_every == 0 and math.isfinite(figures.loss):
-                self.take(self.solve())
+                self.renew_decoder()
         return figures
+
+    def renew_decoder(self) -> None:
+        """Solve, and go on with that decoder on every rank."""
+        self.gather()
+        if self.group.first:
+            self.take(self.solve())
+        w = self.weights
+        self.group.broadcast_(*(p.detach() for p in (w.W_dec, w.b_dec, w.W_enc_rows, w.b_enc)))
+
+    def gather(self) -> None:
+        """Bring what the ranks keep apart together at the first, as a solve and a checkpoint need it."""
+        if isinstance(self.statistics, Statistics):
+            self.statistics.sum_to_first(self.group)
 
     def state(self) -> dict[str, Tensor]:
         """See `train.state`."""

@@ -62,9 +62,7 @@ class Rows:
 
     def dealt(self, split: Split, batch_size: int) -> Iterator[Tensor]:
         """As `once`, but of the batches every rank has others."""
-        for x in self.store.dealt(
-            self.site, batch_size, self.group.rank, self.group.world, split=split, device=self.device
-        ):
+        for x in self.store.dealt(self.site, batch_size, self.group.rank, self.group.world, split=split, device=self.device):
             yield self.normalise(x)
 
 

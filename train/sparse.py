@@ -60,9 +60,7 @@ def sparse_pass(
     return Pass(error.square().sum(), error, gradients, pattern)
 
 
-def dense_pass(
-    x: Tensor, codes: Tensor, W_dec: Tensor, b_dec: Tensor, decoder: bool = True, rows: int | None = None
-) -> Pass:
+def dense_pass(x: Tensor, codes: Tensor, W_dec: Tensor, b_dec: Tensor, decoder: bool = True, rows: int | None = None) -> Pass:
     """As `sparse_pass`, from dense codes [N, d_sae]."""
     error = decode(codes, W_dec, b_dec) - x
     scale = _scale(x, rows)
