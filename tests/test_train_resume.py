@@ -237,8 +237,8 @@ def test_divergence_keeps_the_last_good_checkpoint(store, tmp_path, monkeypatch,
     monkeypatch.setattr(loop, "MOST_OF_THE_TIME", math.inf)
     real = PAM.step
 
-    def poisoned(self, x, lr):
-        figures = real(self, x, lr)
+    def poisoned(self, x, lr, rows):
+        figures = real(self, x, lr, rows)
         if self.batches == 20:
             with torch.no_grad():
                 self.weights.b_enc[3] = value
