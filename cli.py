@@ -17,7 +17,7 @@ from rich.console import Console
 
 from . import __version__
 from .bench.commands import bench
-from .errors import Interrupted, SplinterpError
+from .errors import Interrupted, SaidElsewhere, SplinterpError
 from .options import quantity
 from .quantities import format_bytes, format_count, parse_bytes, parse_quantity
 
@@ -50,6 +50,10 @@ def main(arguments: list[str] | None = None) -> None:
         err_console.print("Interrupted.", style="yellow")
         sys.exit(1)
     except KeyboardInterrupt:  # before a command had begun
+        sys.exit(1)
+    except SaidElsewhere:
+        if debug:
+            raise
         sys.exit(1)
     except SplinterpError as error:
         if debug:
@@ -344,6 +348,7 @@ def copy(
 
 @app.command()
 def train(
+    context: typer.Context,
     store: StoreOption,
     site: SiteOption = None,
     out: Annotated[Path | None, typer.Option(help="The run directory. \\[default: runs/<store>-<method>-<date>]")] = None,
@@ -420,9 +425,13 @@ def train(
     force: ForceOption = False,
 ) -> None:
     """Train a sparse autoencoder on a store."""
+    import torch
+
     from . import store as stores
     from .devices import choose_device
-    from .train import TrainConfig, auto_batch_size, auto_lr
+    from .ranks import Ranks
+    from .report.tables import print_results
+    from .train import TrainConfig, auto_batch_size, auto_lr, joined_ranks
     from .train import train as run
 
     if tokens and epochs:
@@ -431,33 +440,39 @@ def train(
         raise typer.BadParameter("--resume needs the --out of the run to go on with")
     if l1 is not None and activation != "relu":
         raise typer.BadParameter("--l1 belongs to --activation relu")
-    opened = stores.open(store)
-    chosen = opened.site(site)
+    ranks = Ranks.of_environment()
+    where = choose_device(ranks.device(device, torch.cuda.device_count()))
+    group = context.with_resource(joined_ranks(ranks, where))
+    with group.agreed():
+        opened = stores.open(store)
+        chosen = opened.site(site)
     d_sae = latents or expansion * chosen.d
     rows = tokens if tokens is not None else (epochs or 1) * opened.split_rows("train")  # parsed ones are at least 1
     rate = _unless_auto(lr, float, "--lr")
     size = _unless_auto(batch_size, parse_quantity, "--batch-size") or auto_batch_size(rows)
-    config = TrainConfig(
-        method=method, activation=activation, d_sae=d_sae, k=None if activation == "relu" else k, k_start=k_start, k_anneal=k_anneal, warmup=warmup, decay=decay,  # type: ignore[arg-type]
-        l1=(5.0 if l1 is None else l1) if activation == "relu" else 0.0, rows=rows, batch_size=size,
-        lr=auto_lr(chosen.d) if rate is None else rate, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec,
-        nu_dec=nu_dec, alpha=alpha, beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every,
-        memory_rows=memory_rows, last_solve=(method == "pam") if last_solve is None else last_solve,
-        memory=None if memory is None else parse_bytes(memory), seed=seed,
-    )  # fmt: skip
-    out = out or _free_run_name(store, method)
-    out_console.print(
-        f"{method} on {chosen.name} of {store}: {format_count(rows)} rows ({rows / opened.split_rows('train'):.2g} epochs), {config.steps:,} steps of "
-        f"{size}, {d_sae:,} latents, {f'l1={config.l1:g}' if activation == 'relu' else f'k={k}'}, lr {config.lr:.2g}, seed {seed} -> {out}",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
-    from .report.tables import print_results
-
-    with _TrainBar(config.rows) as bar:
-        result = run(
-            opened, chosen.name, config, out, choose_device(device), bar.report, force,
-            resume=resume, checkpoint_every=60 * checkpoint_every, logger=logger, tell=bar.bar.tell,
+    with group.agreed():
+        config = TrainConfig(
+            method=method, activation=activation, d_sae=d_sae, k=None if activation == "relu" else k, k_start=k_start, k_anneal=k_anneal, warmup=warmup, decay=decay,  # type: ignore[arg-type]
+            l1=(5.0 if l1 is None else l1) if activation == "relu" else 0.0, rows=rows, batch_size=size,
+            lr=auto_lr(chosen.d) if rate is None else rate, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec,
+            nu_dec=nu_dec, alpha=alpha, beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every,
+            memory_rows=memory_rows, last_solve=(method == "pam") if last_solve is None else last_solve,
+            memory=None if memory is None else parse_bytes(memory), seed=seed,
         )  # fmt: skip
+    out = Path(group.tell(str(out or _free_run_name(store, method))))
+    if group.first:
+        out_console.print(
+            f"{method} on {chosen.name} of {store}: {format_count(rows)} rows ({rows / opened.split_rows('train'):.2g} epochs), {config.steps:,} steps of "
+            f"{size}, {d_sae:,} latents, {f'l1={config.l1:g}' if activation == 'relu' else f'k={k}'}, lr {config.lr:.2g}, seed {seed}{f', {group.world} processes' if group.several else ''} -> {out}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    with _TrainBar(config.rows, shown=group.first) as bar:
+        result = run(
+            opened, chosen.name, config, out, where, bar.report, force,
+            resume=resume, checkpoint_every=60 * checkpoint_every, logger=logger, tell=bar.bar.tell, group=group,
+        )  # fmt: skip
+    if not group.first:
+        return
     print_results(out_console, {method: result.summary})
     warning = (result.summary["last_solve"] or {}).get("warning")
     if warning:
@@ -532,10 +547,10 @@ TINY_LAYER = (2,)  # of the embedded model's four: where --layer is left out
 class _TrainBar:
     """The progress bar of a training run, whose stages follow one another."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, shown: bool = True) -> None:
         from .progress import Bar
 
-        self.bar, self.rows = Bar("train", rows), rows
+        self.bar, self.rows = Bar("train", rows, shown=shown), rows
 
     def __enter__(self) -> _TrainBar:
         self.bar.__enter__()

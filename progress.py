@@ -33,15 +33,16 @@ class _Rate(ProgressColumn):
 class Bar:
     """A progress bar for work of known or unknown length; a context manager.
 
-    On a terminal it moves; elsewhere (a log file, CI) it stays silent and the commands' own lines tell what happened.
+    On a terminal it moves; elsewhere (a log file, CI) it stays silent and the commands' own lines tell what happened. `shown`: False for
+    one of several processes that leaves it to another.
     """
 
-    def __init__(self, description: str, total: int | None, unit: str = "rows") -> None:
+    def __init__(self, description: str, total: int | None, unit: str = "rows", shown: bool = True) -> None:
         console = Console(stderr=True)
         self._progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit),
             TimeRemainingColumn(), TextColumn("{task.fields[figures]}", style="green"),
-            console=console, disable=not console.is_terminal,
+            console=console, disable=not (shown and console.is_terminal),
         )  # fmt: skip
         self._task = self._progress.add_task(description, total=total, figures="")
 

@@ -96,7 +96,8 @@ def test_a_run_is_the_same_from_sparse_and_from_dense_codes(method, monkeypatch)
     runs = []
     for widest in (1000, 1):  # always sparse, never
         monkeypatch.setattr(
-            "splinterp.train.encoder.select_batch_topk", lambda pre, k, widest=widest, **shared: select_batch_topk(pre, k, widest, **shared)
+            "splinterp.train.encoder.select_batch_topk",
+            lambda pre, k, widest=widest, **shared: select_batch_topk(pre, k, widest, **shared),
         )
         run, kinds = method(D_IN, c, CPU), set()
         for batch in x @ mixing / D_IN:

@@ -5,12 +5,15 @@ from .config import TrainConfig
 from .decoder import Decoder, Penalties, solve_decoder
 from .directory import remove_run
 from .gram import Statistics
+from .group import ALONE, Group, joined_ranks
 from .last_solve import LastSolve, last_solve
 from .rows import raw_rows
 from .run import TrainResult, train
 
 __all__ = [
+    "ALONE",
     "Decoder",
+    "Group",
     "LastSolve",
     "Penalties",
     "Statistics",
@@ -18,6 +21,7 @@ __all__ = [
     "TrainResult",
     "auto_batch_size",
     "auto_lr",
+    "joined_ranks",
     "last_solve",
     "raw_rows",
     "remove_run",

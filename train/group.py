@@ -7,6 +7,7 @@ order; what they get is the same on each, to the bit.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
 from ..errors import SaidElsewhere, SplinterpError
 from ..ranks import Ranks
 
+# As long as ranks wait for each other to come, in the beginning.
+_MEETING = timedelta(minutes=5)
 # As long as one rank may let the others wait: the first solves, evaluates and writes for all. A rank that dies is noticed at once.
 _PATIENCE = timedelta(hours=1)
 # That ranks give each other to say that they are still there, once they have lost touch.
@@ -31,7 +36,7 @@ _SLAB = 2**22
 class Group:
     """Rank `rank` of `world`, `sharing` of which share a device's memory. The first rank solves, evaluates, writes and tells."""
 
-    def __init__(self, rank: int = 0, world: int = 1, sharing: int = 1, store: dist.Store | None = None) -> None:
+    def __init__(self, rank: int = 0, world: int = 1, sharing: int = 1, store: Store | None = None) -> None:
         self.rank, self.world, self.sharing, self._store = rank, world, sharing, store
 
     @property
@@ -195,13 +200,17 @@ def joined_ranks(ranks: Ranks, device: torch.device) -> Iterator[Group]:
     if not ranks.several:
         yield ALONE
         return
+    if os.environ.get("MASTER_PORT") == "0":
+        raise SplinterpError(
+            "The ranks cannot meet at port 0; start torchrun with --standalone, or with a --master-port of its own."
+        )
     backend, sharing = "gloo", ranks.here
     if device.type == "cuda":
         torch.cuda.set_device(device)
         sharing = -(-ranks.here // torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl" if sharing == 1 else "cpu:gloo,cuda:gloo"  # NCCL refuses two ranks on one GPU
     try:
-        store, rank, world = next(iter(dist.rendezvous("env://", ranks.rank, ranks.world, timeout=_PATIENCE)))
+        store, rank, world = next(iter(rendezvous("env://", ranks.rank, ranks.world, timeout=_MEETING)))
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise SplinterpError(

@@ -1,0 +1,354 @@
+"""Several processes train one SAE: what comes of it is a single process's, up to rounding; and what happens when one of them ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from splinterp import store as stores
+from splinterp.devices import choose_device
+from splinterp.errors import Interrupted, SaidElsewhere, SplinterpError
+from splinterp.ranks import Ranks
+from splinterp.sae import SparseCodes, load_sae, select_topk, to_dense
+from splinterp.train import Statistics, TrainConfig, joined_ranks, train
+from splinterp.train.batchtopk import select_batch_topk
+from splinterp.train.group import Group
+from splinterp.train.kept_codes import KeptCodes
+from splinterp.train.pam import PAM
+from splinterp.train.rows import Rows
+
+SITE, D_IN, D_SAE, N = "hook", 24, 96, 6000
+CPU = torch.device("cpu")
+# The last of 25 batches has a single row: fewer than there are ranks.
+CONFIG = TrainConfig(
+    method="pam", activation="topk", d_sae=D_SAE, rows=6001, batch_size=250, lr=3e-3, k=6, k_start=9, solve_every=3, dead_after=600,
+    memory_rows=2000,
+)  # fmt: skip
+CONFIGS = {
+    "topk": CONFIG,
+    "solve-only, M=2": replace(CONFIG, decoder_steps=False, encoder_steps=2, mu_enc=0.1, nu_enc=0.1),
+    "batchtopk": replace(CONFIG, activation="batchtopk"),
+    "relu": replace(CONFIG, activation="relu", k=None, k_start=None, l1=1.0),
+    "adam": replace(CONFIG, method="adam"),
+    "adam, by conjugate gradients": replace(CONFIG, method="adam", memory=250_000),
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ranks") / "acts.zarr"
+    with stores.create(path, sites={SITE: D_IN}, dtype="float32", rows=N) as writer:
+        generator = torch.Generator().manual_seed(0)
+        codes = torch.rand(N, D_SAE, generator=generator) * (torch.rand(N, D_SAE, generator=generator) < 0.06)
+        writer.add({SITE: codes @ torch.randn(D_SAE, D_IN, generator=generator)}, {})
+        return writer.finish()
+
+
+def start(what: str, world: int, out: Path, *arguments: str) -> list[subprocess.Popen]:
+    """A process for each rank, which calls the function `what` of this file."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out.mkdir(exist_ok=True)
+    processes = []
+    for rank in range(world):
+        told = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = os.environ | {name: str(value) for name, value in told.items()} | {"OMP_NUM_THREADS": "1"}
+        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_train_ranks as t; t.as_rank(t.{what}, sys.argv[1:])"
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(out), *arguments],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )  # fmt: skip
+        )
+    return processes
+
+
+def as_rank(what, arguments: list[str]) -> None:
+    torch.set_num_threads(1)
+    with joined_ranks(Ranks.of_environment(), CPU) as group:
+        what(group, *map(Path, arguments))
+
+
+def ended(processes: list[subprocess.Popen], seconds: float = 120) -> list[str]:
+    """What each has said, once all have ended."""
+    try:
+        return [process.communicate(timeout=seconds)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+# What the ranks do.
+
+
+def verbs_and_sums(group: Group) -> None:
+    parts = group.gather(torch.arange(group.rank, dtype=torch.float32))
+    assert parts.tolist() == [float(i) for rank in range(group.world) for i in range(rank)]
+    assert group.any(group.rank == 1, False, True) == (True, False, True)
+    assert group.tell({"α": [1, None]} if group.first else "else") == {"α": [1, None]}
+    with pytest.raises(SplinterpError, match="this rank" if group.rank == 1 else "this rank") as refused, group.agreed():
+        if group.rank:
+            raise SplinterpError("this rank" if group.rank < 3 else "")
+    assert isinstance(refused.value, SaidElsewhere) == (group.rank != 1)
+
+    statistics, kept = Statistics(D_IN, D_SAE), KeptCodes(D_IN, D_SAE, group=group)
+    generator = torch.Generator().manual_seed(1)
+    weights, xs, zs = [], [], []
+    for n in (100, 37, 1, 250):
+        x = torch.randn(n, D_IN, generator=generator, dtype=torch.float64)
+        codes = select_topk(torch.randn(n, D_SAE, generator=generator, dtype=torch.float64), 5)
+        mine = slice(n * group.rank // group.world, n * (group.rank + 1) // group.world)
+        some = SparseCodes(codes.indices[mine], codes.values[mine])
+        statistics.decay(0.9)
+        statistics.add(x[mine], some)
+        kept.add(x[mine], some)
+        weights = [0.9 * w for w in weights] + [torch.ones(n, dtype=torch.float64)]
+        xs.append(x)
+        zs.append(to_dense(codes, D_SAE))
+        if n == 37:
+            statistics.sum_to_first(group)  # in between, as a checkpoint does
+    statistics.sum_to_first(group)
+    kept.sum_over_ranks()
+    x, z, w = torch.cat(xs), torch.cat(zs), torch.cat(weights)[:, None]
+    V = torch.randn(D_SAE, 3, generator=generator, dtype=torch.float64)
+    same = lambda a, b: torch.testing.assert_close(
+        torch.as_tensor(a).double(), torch.as_tensor(b).double(), rtol=1e-12, atol=1e-12
+    )  # noqa: E731
+    same(kept.cross, z.T @ x)
+    same(kept.product(V), z.T @ (z @ V))
+    same(kept.rows, len(x))
+    if group.first:
+        same(statistics.gram, z.T @ (w * z))
+        same(statistics.cross, z.T @ (w * x))
+        same(statistics.sum_z, (w * z).sum(0))
+        same(statistics.sum_x, (w * x).sum(0))
+        same(statistics.sum_xx, (w * x.square()).sum())
+        same(statistics.rows, w.sum())
+    else:
+        assert not any(float(t.abs().sum()) for t in (statistics.gram, statistics.cross, statistics.sum_z))
+        assert statistics.rows == statistics.sum_xx == 0
+
+
+def batch_topk(group: Group) -> None:
+    generator = torch.Generator().manual_seed(2)
+    for n, k in ((64, 3), (2, 3), (64, 20), (1, 90)):
+        pre = torch.randn(n, D_SAE, generator=generator)
+        pre[0] += 3  # one row has very many
+        mine = slice(n * group.rank // group.world, n * (group.rank + 1) // group.world)
+        for widest in (1, 4):  # dense codes of all ranks where one of them cannot tell otherwise
+            ours = select_batch_topk(pre[mine], k, widest, n, group)
+            assert torch.equal(to_dense(ours, D_SAE), to_dense(select_batch_topk(pre, k, widest), D_SAE)[mine])
+
+
+def runs(group: Group, out: Path, path: Path) -> None:
+    """All that ranks can be asked within one start."""
+    verbs_and_sums(group)
+    batch_topk(group)
+    store = stores.open(path)
+    for name, config in CONFIGS.items():
+        result = train(store, None, config, out / name, group=group)
+        assert bool(result.summary) == group.first
+    with pytest.raises(SplinterpError, match="exists already") as refused:
+        train(store, None, CONFIG, out / "topk", group=group)
+    assert isinstance(refused.value, SaidElsewhere) != group.first
+    with pytest.raises(SplinterpError, match="Rank 1 was started with other settings"):
+        train(store, None, replace(CONFIG, seed=min(group.rank, 1)) if group.rank < 2 else CONFIG, out / "other", group=group)
+    with pytest.raises(SplinterpError, match="Several ranks train with the Gram matrix only"):
+        train(store, None, replace(CONFIG, memory=250_000), out / "other", group=group)
+    assert not (out / "other").exists()
+    for name in ("resumed", "resumed by one"):
+        for rows in (1500, 4000):
+            with pytest.raises(SplinterpError, match="Stopped after step") as stopped:
+                train(store, None, CONFIG, out / name, progress=signal_at(rows), group=group, resume=rows > 1500)
+            assert isinstance(stopped.value, Interrupted if group.first else SaidElsewhere)
+    train(store, None, CONFIG, out / "resumed", group=group, resume=True)
+    nan_at(5)
+    with pytest.raises(SplinterpError, match="diverged by step 5") as bad:
+        train(store, None, CONFIG, out / "diverged", checkpoint_every=0, group=group)
+    assert isinstance(bad.value, SaidElsewhere) != group.first
+
+
+def signal_at(rows: int):
+    """A progress callback that sends the first rank's process a signal; the others hear of it from the first."""
+
+    def progress(at: str, done: int, total: int, figures: dict[str, float]) -> None:
+        if at == "train" and done == rows:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return progress
+
+
+def nan_at(batch: int) -> None:
+    """From now on a weight of every rank is no number after so many batches, which only the first's checkpoint can see."""
+    real = PAM.step
+
+    def poisoned(self, x, lr, rows):
+        figures = real(self, x, lr, rows)
+        if self.batches == batch:
+            with torch.no_grad():
+                self.weights.b_enc[3] = torch.nan
+        return figures
+
+    PAM.step = poisoned
+
+
+def killed(group: Group, out: Path, path: Path) -> None:
+    """The last rank is killed within a step."""
+    real = PAM.step
+
+    def step(self, x, lr, rows):
+        if self.batches == 7 and group.rank == group.world - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, x, lr, rows)
+
+    PAM.step = step
+    try:
+        train(stores.open(path), None, CONFIG, out / "run", group=group)
+    except SplinterpError as error:
+        print(error)
+        sys.exit(1)
+
+
+# What comes of it.
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def together(request, store, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp(f"together-{request.param}") / "runs"
+    processes = start("runs", request.param, out, str(store.path))
+    said = ended(processes)
+    assert [process.returncode for process in processes] == [0] * request.param, "\n".join(said)
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(store, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("alone")
+    for name, config in CONFIGS.items():
+        train(store, None, config, out / name)
+    return out
+
+
+def curve(run: Path, name: str) -> torch.Tensor:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 26))
+    return torch.tensor([line.get(name, 0.0) for line in lines], dtype=torch.float64)
+
+
+def assert_alike(a: Path, b: Path, tolerance: float = 1e-3) -> None:
+    for name in ("loss", "fvu", "l0", "held_out_fvu"):
+        torch.testing.assert_close(curve(a, name), curve(b, name), rtol=tolerance, atol=0)
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (a, b)]
+    for name in ("fvu", "l0", "rows_trained", "steps"):
+        assert summaries[0][name] == pytest.approx(summaries[1][name], rel=tolerance)
+    for name in ("rows", "ridge"):
+        assert summaries[0]["last_solve"][name] == summaries[1]["last_solve"][name]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_ranks_train_as_one_process(together, alone, name):
+    assert_alike(together / name, alone / name)
+    if name in ("topk", "batchtopk", "adam"):
+        assert curve(alone / name, "dead")[5:-1].max() > 0  # so that AuxK had something to do
+    assert torch.equal(curve(together / name, "dead"), curve(alone / name, "dead"))
+    world = 3 if "together-3" in str(together) else 2
+    assert json.loads((together / name / "run.json").read_text())["ranks"] == world
+    assert load_sae(together / name).config.d_sae == D_SAE
+    assert sorted(path.name for path in (together / name).iterdir()) == sorted(path.name for path in (alone / name).iterdir())
+
+
+def test_a_stopped_run_goes_on_with_any_number_of_ranks(store, together, alone):
+    assert_alike(together / "resumed", alone / "topk")
+    train(store, None, CONFIG, together / "resumed by one", resume=True)
+    assert_alike(together / "resumed by one", alone / "topk")
+    assert json.loads((together / "resumed by one" / "run.json").read_text())["ranks"] == 1
+
+
+def test_divergence_is_seen_by_all(together):
+    assert json.loads((together / "diverged" / "run.json").read_text())["diverged"] == 5
+
+
+def test_a_killed_rank_ends_the_others_with_a_sentence(store, tmp_path):
+    began = time.monotonic()
+    processes = start("killed", 3, tmp_path / "out", str(store.path))
+    said = ended(processes)
+    assert time.monotonic() - began < 60
+    assert [process.returncode for process in processes] == [1, 1, -signal.SIGKILL]
+    for rank in (0, 1):
+        assert f"Rank {rank} of 3 has lost touch with rank 2, which has ended: see its own message." in said[rank], said[rank]
+        assert "--resume goes on from the last checkpoint" in said[rank]
+    assert not (tmp_path / "out" / "run" / ".lock").exists()
+
+
+def test_torchrun_on_the_command_line_tells_a_refusal_once(store, tmp_path):
+    (tmp_path / "out").mkdir()
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "splinterp", "train",
+        "--store", str(store.path), "--out", str(tmp_path / "out"), "--device", "cpu",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.count("pam on hook of") == 1
+    assert done.stderr.count("exists already; give another --out") == 1
+
+
+# Without other processes.
+
+
+def old_order(store, batch_size: int, total: int, seed: int) -> list[torch.Tensor]:
+    """The batches as `Store.batches` has them: what is left at an epoch's end begins the next epoch's first batch."""
+    epochs = -(-total // store.split_rows("train"))
+    rows = torch.cat([x.clone() for epoch in range(epochs) for x in store.batches(SITE, 250, seed=seed, epoch=epoch)])
+    return list(rows[:total].split(batch_size))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize(("batch_size", "total"), [(256, 12_000), (100, 6001), (7, 500), (9000, 20_000), (1000, 500)])
+def test_shares_joined_are_the_batches_of_one_process(store, batch_size, total, world):
+    shares = []
+    for rank in range(world):
+        rows = Rows(store, SITE, torch.zeros(D_IN), 1.0, CPU, Group(rank, world))
+        shares.append([x.clone() for x in rows.training(batch_size, total, seed=3)])
+        done = batch_size * (len(shares[0]) // 2)
+        rest = list(rows.training(batch_size, total, seed=3, skip=done))
+        assert all(torch.equal(a, b) for a, b in zip(rest, shares[rank][len(shares[0]) // 2 :], strict=True))
+    expected = old_order(store, batch_size, total, 3)
+    assert len(shares[0]) == len(expected)
+    for i, batch in enumerate(expected):
+        parts = [share[i] for share in shares]
+        assert torch.equal(torch.cat(parts), batch)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_batches_dealt_to_ranks_are_those_of_one_process(store, world):
+    whole = list(store.batches(SITE, 700, shuffle=False))
+    dealt = [[x.clone() for x in store.dealt(SITE, 700, rank, world)] for rank in range(world)]
+    for i, batch in enumerate(store.batches(SITE, 700, shuffle=False)):
+        assert torch.equal(dealt[i % world][i // world], batch)
+    assert sum(map(len, dealt)) == len(whole)
+
+
+def test_what_torchrun_may_say_wrong(monkeypatch):
+    with pytest.raises(SplinterpError, match="LOCAL_WORLD_SIZE=3 is not what torchrun sets"):
+        Ranks.of_environment({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "3"})
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SplinterpError, match="Rank 1 of 2 did not find the others"), joined_ranks(Ranks(1, 2, 1, 2), CPU):
+        pass
+    monkeypatch.setenv("MASTER_PORT", "0")
+    with pytest.raises(SplinterpError, match="cannot meet at port 0"), joined_ranks(Ranks(1, 2, 1, 2), choose_device("cpu")):
+        pass
