@@ -27,8 +27,8 @@ from ..ranks import Ranks
 _MEETING = timedelta(minutes=5)
 # As long as one rank may let the others wait: the first solves, evaluates and writes for all. A rank that dies is noticed at once.
 _PATIENCE = timedelta(hours=1)
-# That ranks give each other to say that they are still there, once they have lost touch.
-_ROLL_CALL = 2.0
+# Seconds that ranks give each other to say that they are still there, once they have lost touch; and to hear it.
+_ROLL_CALL, _HEARING = 10.0, 1.0
 # Elements that are sent to the first rank at once: what is received is beside what is there.
 _SLAB = 2**22
 
@@ -168,9 +168,9 @@ class Group:
             raise
         except RuntimeError as error:  # gloo raises it as it is, NCCL a subclass
             lost = self._roll_call()
-            who = f"rank {', '.join(map(str, lost))}, which has ended" if lost else "another rank"
+            who = " and ".join(f"rank {rank}" for rank in lost) or "another rank"
             raise SplinterpError(
-                f"Rank {self.rank} of {self.world} has lost touch with {who}: see its own message. The same command with --resume "
+                f"Rank {self.rank} of {self.world} has lost touch with {who}, which must have ended: see what it says. The same command with --resume "
                 "goes on from the last checkpoint."
             ) from error
 
@@ -181,8 +181,12 @@ class Group:
             return []
         try:
             self._store.set(f"splinterp/{self.rank}", "here")
-            time.sleep(_ROLL_CALL)
-            return [rank for rank in range(self.world) if not self._store.check([f"splinterp/{rank}"])]
+            end, missing = time.monotonic() + _ROLL_CALL, list(range(self.world))
+            while len(missing) > 1 and time.monotonic() < end:
+                time.sleep(0.1)
+                missing = [rank for rank in missing if not self._store.check([f"splinterp/{rank}"])]
+            time.sleep(_HEARING)  # the first may keep the store, which ends with it
+            return missing
         except RuntimeError:
             return [0]  # it keeps the store, where torchrun does not
 
