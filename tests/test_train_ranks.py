@@ -263,7 +263,7 @@ def assert_alike(a: Path, b: Path, tolerance: float = 1e-3) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_ranks_train_as_one_process(together, alone, name):
     assert_alike(together / name, alone / name)
-    if name in ("topk", "batchtopk", "adam"):
+    if name in ("topk", "batchtopk"):
         assert curve(alone / name, "dead")[5:-1].max() > 0  # so that AuxK had something to do
     assert torch.equal(curve(together / name, "dead"), curve(alone / name, "dead"))
     world = 3 if "together-3" in str(together) else 2
@@ -289,11 +289,10 @@ def test_a_killed_rank_ends_the_others_with_a_sentence(store, tmp_path):
     said = ended(processes)
     assert time.monotonic() - began < 60
     assert [process.returncode for process in processes] == [1, 1, -signal.SIGKILL]
+    # Who notices first waits and ends, and may be missed by the other too.
+    assert any(f"Rank {rank} of 3 has lost touch with rank 2, which has ended: see" in said[rank] for rank in (0, 1)), said
     for rank in (0, 1):
-        assert f"Rank {rank} of 3 has lost touch with rank 2, which must have ended: see what it says." in said[rank], said[
-            rank
-        ]
-        assert "--resume goes on from the last checkpoint" in said[rank]
+        assert "rank 2, which has ended: see what is said there. The same command with --resume goes on" in said[rank], said
     assert not (tmp_path / "out" / "run" / ".lock").exists()
 
 

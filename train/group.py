@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,18 +16,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from ..errors import SaidElsewhere, SplinterpError
 from ..ranks import Ranks
+from .pulse import Pulse
 
 # As long as ranks wait for each other to come, in the beginning.
 _MEETING = timedelta(minutes=5)
 # As long as one rank may let the others wait: the first solves, evaluates and writes for all. A rank that dies is noticed at once.
 _PATIENCE = timedelta(hours=1)
-# Seconds that ranks give each other to say that they are still there, once they have lost touch; and to hear it.
-_ROLL_CALL, _HEARING = 10.0, 1.0
 # Elements that are sent to the first rank at once: what is received is beside what is there.
 _SLAB = 2**22
 
@@ -36,8 +33,8 @@ _SLAB = 2**22
 class Group:
     """Rank `rank` of `world`, `sharing` of which share a device's memory. The first rank solves, evaluates, writes and tells."""
 
-    def __init__(self, rank: int = 0, world: int = 1, sharing: int = 1, store: Store | None = None) -> None:
-        self.rank, self.world, self.sharing, self._store = rank, world, sharing, store
+    def __init__(self, rank: int = 0, world: int = 1, sharing: int = 1, pulse: Pulse | None = None) -> None:
+        self.rank, self.world, self.sharing, self._pulse = rank, world, sharing, pulse
 
     @property
     def first(self) -> bool:
@@ -71,8 +68,8 @@ class Group:
         """Replace each by the first rank's."""
         if self.several:
             with self._in_touch():
-                for work in [dist.broadcast(tensor, 0, async_op=True) for tensor in tensors]:
-                    work.wait()  # type: ignore[union-attr]
+                for tensor in tensors:
+                    dist.broadcast(tensor, 0)
 
     def gather(self, values: Tensor) -> Tensor:
         """The values [n] of all ranks in their order, of which each may have another number."""
@@ -156,6 +153,7 @@ class Group:
     def _reduce(self, how: Any, *tensors: Tensor) -> None:
         if self.several:
             with self._in_touch():
+                # All at once: each waits for the network on its own.
                 for work in [dist.all_reduce(tensor, how, async_op=True) for tensor in tensors]:
                     work.wait()  # type: ignore[union-attr]
 
@@ -167,28 +165,12 @@ class Group:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # gloo raises it as it is, NCCL a subclass
-            lost = self._roll_call()
-            who = " and ".join(f"rank {rank}" for rank in lost) or "another rank"
+            lost = self._pulse.silent() if self._pulse else []
+            who = " and ".join(f"rank {rank}, which has ended" for rank in lost) or "another rank"
             raise SplinterpError(
-                f"Rank {self.rank} of {self.world} has lost touch with {who}, which must have ended: see what it says. The same command with --resume "
-                "goes on from the last checkpoint."
+                f"Rank {self.rank} of {self.world} has lost touch with {who}: see what is said there. The same command with --resume goes on "
+                "from the last checkpoint."
             ) from error
-
-    def _roll_call(self) -> list[int]:
-        """The ranks that do not answer; empty if that cannot be told."""
-        dist.destroy_process_group()  # or those that wait for this rank would not notice
-        if self._store is None:
-            return []
-        try:
-            self._store.set(f"splinterp/{self.rank}", "here")
-            end, missing = time.monotonic() + _ROLL_CALL, list(range(self.world))
-            while len(missing) > 1 and time.monotonic() < end:
-                time.sleep(0.1)
-                missing = [rank for rank in missing if not self._store.check([f"splinterp/{rank}"])]
-            time.sleep(_HEARING)  # the first may keep the store, which ends with it
-            return missing
-        except RuntimeError:
-            return [0]  # it keeps the store, where torchrun does not
 
 
 ALONE = Group()
@@ -221,8 +203,9 @@ def joined_ranks(ranks: Ranks, device: torch.device) -> Iterator[Group]:
             f"Rank {ranks.rank} of {ranks.world} did not find the others ({str(error).splitlines()[0]}); start all with torchrun, or unset "
             "WORLD_SIZE for a single process."
         ) from error
+    pulse = Pulse(store, rank, world)
     try:
-        yield Group(rank, world, sharing, store)
+        yield Group(rank, world, sharing, pulse)
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        pulse.stop()
+        dist.destroy_process_group()
