@@ -208,7 +208,7 @@ def nan_at(batch: int) -> None:
 
 
 def killed(group: Group, out: Path, path: Path) -> None:
-    """The last rank is killed within a step."""
+    """The last rank is killed between two steps."""
     real = PAM.step
 
     def step(self, x, lr, rows):

@@ -43,8 +43,9 @@ class TrainConfig:
         last_solve: whether the finished encoder's decoder is solved once more over all training rows.
         aux_coefficient: weight of AuxK, the loss that revives dead latents (topk, batchtopk); 0 turns it off.
         dead_after: rows without firing after which a latent counts as dead in training.
-        memory: bytes that the statistics and their solves may take; None: half of the device's memory. Where the Gram matrix takes more,
-            solves are by conjugate gradients over a plain window of `memory_rows` rows, no more than fit.
+        memory: bytes that the statistics and their solves may take, in each process; None: half of the device's memory, which processes
+            on one device share. Where the Gram matrix takes more, solves are by conjugate gradients over a plain window of
+            `memory_rows` rows, no more than fit.
         seed: of initialisation and of the order of the rows.
     """
 
