@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,9 +40,12 @@ CONFIGS = {
     "solve-only, M=2": replace(CONFIG, decoder_steps=False, encoder_steps=2, mu_enc=0.1, nu_enc=0.1),
     "batchtopk": replace(CONFIG, activation="batchtopk"),
     "relu": replace(CONFIG, activation="relu", k=None, k_start=None, l1=1.0),
+    "without a Gram matrix": replace(CONFIG, memory=250_000, memory_rows=500),
     "adam": replace(CONFIG, method="adam"),
     "adam, by conjugate gradients": replace(CONFIG, method="adam", memory=250_000),
 }
+
+RESUMED = {name: CONFIGS[name] for name in ("topk", "without a Gram matrix")}
 
 
 @pytest.fixture(scope="module")
@@ -168,15 +172,15 @@ def runs(group: Group, out: Path, path: Path) -> None:
     assert isinstance(refused.value, SaidElsewhere) != group.first
     with pytest.raises(SplinterpError, match="Rank 1 was started with other settings"):
         train(store, None, replace(CONFIG, seed=min(group.rank, 1)) if group.rank < 2 else CONFIG, out / "other", group=group)
-    with pytest.raises(SplinterpError, match="Several ranks train with the Gram matrix only"):
-        train(store, None, replace(CONFIG, memory=250_000), out / "other", group=group)
     assert not (out / "other").exists()
-    for name in ("resumed", "resumed by one"):
+    for name, config in RESUMED.items():
         for rows in (1500, 4000):
             with pytest.raises(SplinterpError, match="Stopped after step") as stopped:
-                train(store, None, CONFIG, out / name, progress=signal_at(rows), group=group, resume=rows > 1500)
+                train(store, None, config, out / f"{name}, resumed", progress=signal_at(rows), group=group, resume=rows > 1500)
             assert isinstance(stopped.value, Interrupted if group.first else SaidElsewhere)
-    train(store, None, CONFIG, out / "resumed", group=group, resume=True)
+        if group.first:
+            shutil.copytree(out / f"{name}, resumed", out / f"{name}, resumed by one")
+        train(store, None, config, out / f"{name}, resumed", group=group, resume=True)
     nan_at(5)
     with pytest.raises(SplinterpError, match="diverged by step 5") as bad:
         train(store, None, CONFIG, out / "diverged", checkpoint_every=0, group=group)
@@ -250,7 +254,12 @@ def curve(run: Path, name: str) -> torch.Tensor:
     return torch.tensor([line.get(name, 0.0) for line in lines], dtype=torch.float64)
 
 
-def assert_alike(a: Path, b: Path, tolerance: float = 1e-3) -> None:
+def tolerance(name: str) -> float:
+    """Relative. Three windows of 167 rows do not hold quite the rows of one of 500, which conjugate gradients solve for to 1e-3."""
+    return 2e-2 if name == "without a Gram matrix" else 1e-3
+
+
+def assert_alike(a: Path, b: Path, tolerance: float) -> None:
     for name in ("loss", "fvu", "l0", "held_out_fvu"):
         torch.testing.assert_close(curve(a, name), curve(b, name), rtol=tolerance, atol=0)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (a, b)]
@@ -262,7 +271,7 @@ def assert_alike(a: Path, b: Path, tolerance: float = 1e-3) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_ranks_train_as_one_process(together, alone, name):
-    assert_alike(together / name, alone / name)
+    assert_alike(together / name, alone / name, tolerance(name))
     if name in ("topk", "batchtopk"):
         assert curve(alone / name, "dead")[5:-1].max() > 0  # so that AuxK had something to do
     assert torch.equal(curve(together / name, "dead"), curve(alone / name, "dead"))
@@ -272,11 +281,13 @@ def test_ranks_train_as_one_process(together, alone, name):
     assert sorted(path.name for path in (together / name).iterdir()) == sorted(path.name for path in (alone / name).iterdir())
 
 
-def test_a_stopped_run_goes_on_with_any_number_of_ranks(store, together, alone):
-    assert_alike(together / "resumed", alone / "topk")
-    train(store, None, CONFIG, together / "resumed by one", resume=True)
-    assert_alike(together / "resumed by one", alone / "topk")
-    assert json.loads((together / "resumed by one" / "run.json").read_text())["ranks"] == 1
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_stopped_run_goes_on_with_any_number_of_ranks(store, together, alone, name):
+    assert_alike(together / f"{name}, resumed", alone / name, tolerance(name))
+    one = together / f"{name}, resumed by one"
+    train(store, None, CONFIGS[name], one, resume=True)
+    assert_alike(one, alone / name, tolerance(name))
+    assert json.loads((one / "run.json").read_text())["ranks"] == 1
 
 
 def test_divergence_is_seen_by_all(together):

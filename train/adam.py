@@ -23,8 +23,9 @@ class AdamBaseline:
         """One batch of normalised rows, of which x [N, d_in] is this rank's share; it has `rows` in all (None: N)."""
         return self.gradient.step(x, lr, rows)
 
-    def gather(self) -> None:
-        """The ranks keep nothing apart."""
+    def whole_state(self) -> dict[str, Tensor]:
+        """On the first rank the state of all of them, which is that of each."""
+        return self.state()
 
     def state(self) -> dict[str, Tensor]:
         """See `train.state`."""

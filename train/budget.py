@@ -57,15 +57,15 @@ def codes_bytes(config: TrainConfig, d_in: int, device: torch.device) -> int:
     return budget - vectors
 
 
-def window_rows(config: TrainConfig, d_in: int, memory_rows: int, device: torch.device) -> int:
-    """Rows that a window of `memory_rows` keeps: no more than the run has, or fit.
+def window_rows(config: TrainConfig, d_in: int, memory_rows: int, device: torch.device, world: int = 1) -> int:
+    """Rows that a window of `memory_rows` keeps, in `world` parts: no more than the run has, or fit.
 
     Raises:
         SplinterpError: not even one batch fits.
     """
     assert config.k is not None
     row = 4 * d_in + 8 * (config.k_start or config.k)
-    room = codes_bytes(config, d_in, device) // row
+    room = codes_bytes(config, d_in, device) // row * world
     if room < min(config.batch_size, config.rows):
         raise SplinterpError(
             f"--memory {format_bytes(memory_budget(config, device))} does not hold one batch of rows with their codes beside a solve; "

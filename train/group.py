@@ -26,7 +26,7 @@ from .pulse import Pulse
 _MEETING = timedelta(minutes=5)
 # As long as one rank may let the others wait: the first solves, evaluates and writes for all. A rank that dies is noticed at once.
 _PATIENCE = timedelta(hours=1)
-# Elements that are sent to the first rank at once: what is received is beside what is there.
+# Elements that are sent to or by the first rank at once: what is under way is beside what is there.
 _SLAB = 2**22
 
 
@@ -84,6 +84,29 @@ class Group:
             parts = [torch.empty_like(padded) for _ in range(self.world)]
             dist.all_gather(parts, padded)
         return torch.cat([part[:n] for part, n in zip(parts, lengths.tolist(), strict=True)])
+
+    def collect(self, part: Tensor) -> list[Tensor]:
+        """The parts [n, …], each of its own n, of all ranks in their order, on the first and on a CPU; elsewhere nothing."""
+        part = part.cpu().contiguous()
+        lengths = self.gather(torch.tensor([len(part)])).tolist()
+        if not self.first:
+            self._pass(part, 0, dist.send)
+            return []
+        parts = [part, *(part.new_empty(n, *part.shape[1:]) for n in lengths[1:])]
+        for rank in range(1, self.world):
+            self._pass(parts[rank], rank, dist.recv)
+        return parts
+
+    def deal(self, parts: list[Tensor], like: Tensor) -> Tensor:
+        """This rank's of the parts [n, …] on a CPU that the first has; `like` tells dtype and shape beyond n."""
+        lengths = self.tell([len(part) for part in parts])
+        if not self.first:
+            part = like.new_empty(lengths[self.rank], *like.shape[1:])
+            self._pass(part, 0, dist.recv)
+            return part
+        for rank in range(1, self.world):
+            self._pass(parts[rank].contiguous(), rank, dist.send)
+        return parts[0]
 
     def sum(self, value: float) -> float:
         """The sum of a number over the ranks."""
@@ -156,6 +179,11 @@ class Group:
                 # All at once: each waits for the network on its own.
                 for work in [dist.all_reduce(tensor, how, async_op=True) for tensor in tensors]:
                     work.wait()  # type: ignore[union-attr]
+
+    def _pass(self, tensor: Tensor, rank: int, how: Any) -> None:
+        with self._in_touch():
+            for piece in tensor.view(-1).split(_SLAB):
+                how(piece, rank)
 
     @contextmanager
     def _in_touch(self) -> Iterator[None]:

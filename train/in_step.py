@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import SplinterpError
-from .budget import memory_budget, solves_by_cg
+from .adam import AdamBaseline
+from .budget import memory_budget
 from .checkpoint import Position
 from .config import TrainConfig
+from .encoder import Weights
 from .group import Group
+from .pam import PAM
 from .state import State
 
-_APART = "statistics."  # each rank has its own; those of a checkpoint are the first's
+_APART = "statistics."  # each rank has its own
 
 
 def agree(
@@ -26,7 +28,7 @@ def agree(
     """The settings and the position to train with: the first rank's position, and the least memory that any rank has.
 
     Raises:
-        SplinterpError: the ranks were started differently, or do not have the memory for a Gram matrix that training needs.
+        SplinterpError: the ranks were started differently.
     """
     if not group.several:
         return config, position
@@ -39,32 +41,21 @@ def agree(
             )
     memory = torch.tensor(config.memory or memory_budget(config, device) // group.sharing)
     group.min_(memory)
-    config = replace(config, memory=int(memory))
-    with group.agreed():
-        if config.method == "pam" and solves_by_cg(config, device):
-            raise SplinterpError(
-                "Several ranks train with the Gram matrix only, and it does not fit each rank's memory for it; raise --memory, use fewer "
-                "--latents, or train in one process."
-            )
-    return config, Position(**told["position"])
+    return replace(config, memory=int(memory)), Position(**told["position"])
 
 
-class Stateful(Protocol):
-    def state(self) -> dict[str, Tensor]: ...
+def deal(state: State, to: PAM | AdamBaseline | Weights, group: Group) -> State:
+    """What every rank is to load of the state in a checkpoint that the first has read (empty if there is none).
 
-    def load_state(self, state: State) -> None: ...
-
-
-def share_state(of: Stateful, group: Group) -> None:
-    """Give every rank the state that the first has, but for the statistics: there the others have those of no rows."""
-    if not group.several:
-        return
-    state = {name: t.detach().contiguous() for name, t in of.state().items() if not name.startswith(_APART)}
-    told = group.tell({name: (str(t.dtype), list(t.shape), t.device.type) for name, t in state.items()})
+    Weights, moments and counters are the same for all; statistics stay with the first, and the rows of a window are dealt out.
+    """
+    names = group.tell(list(state))
+    if not names:
+        return {}
+    own = to.dealt(state) if isinstance(to, PAM) else {}
+    shared = {name: t.contiguous() for name, t in state.items() if not name.startswith(_APART)}
+    told = group.tell({name: (str(t.dtype), list(t.shape)) for name, t in shared.items()})
     if not group.first:
-        like = lambda kind, shape, device: torch.empty(shape, dtype=getattr(torch, kind.split(".")[1]), device=device)  # noqa: E731
-        state = {name: like(*what) for name, what in told.items()}
-    for tensor in state.values():
-        group.broadcast_(tensor)
-    if not group.first:
-        of.load_state({**of.state(), **state})
+        shared = {name: torch.empty(shape, dtype=getattr(torch, kind.split(".")[1])) for name, (kind, shape) in told.items()}
+    group.broadcast_(*shared.values())
+    return {**shared, **own}

@@ -159,10 +159,10 @@ def run_steps(
             stopping, due = group.any(interrupts.asked, group.first and checkpoints.due())
             if stopping or due:
                 _check(figures, step)
-                method.gather()
+                state = method.whole_state()
                 with group.all_or_none(Diverged, step):
                     if metrics:
-                        (_last_checkpoint if stopping else _checkpoint)(method, position, metrics, checkpoints)
+                        (_last_checkpoint if stopping else _checkpoint)(state, position, metrics, checkpoints)
             if stopping:
                 raise Stopped
 
@@ -172,13 +172,12 @@ def _check(figures: StepFigures, step: int) -> None:
         raise Diverged(step)
 
 
-def _checkpoint(method: PAM | AdamBaseline, position: Position, metrics: MetricsFile, checkpoints: Checkpoints) -> None:
+def _checkpoint(state: State, position: Position, metrics: MetricsFile, checkpoints: Checkpoints) -> None:
     position.metrics_bytes = metrics.sync()
-    checkpoints.write_or_tell(position, method.state())
+    checkpoints.write_or_tell(position, state)
 
 
-def _last_checkpoint(method: PAM | AdamBaseline, position: Position, metrics: MetricsFile, checkpoints: Checkpoints) -> None:
-    state = method.state()
+def _last_checkpoint(state: State, position: Position, metrics: MetricsFile, checkpoints: Checkpoints) -> None:
     checkpoints.tell(f"Stopping at step {position.steps:,}: writing a checkpoint of {format_bytes(state_bytes(state))} …")
     try:
         position.metrics_bytes = metrics.sync()

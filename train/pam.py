@@ -47,7 +47,9 @@ class PAM:
         self.gradient = GradientSteps(self.weights, config, decoder=config.decoder_steps)
         by_cg = solves_by_cg(config, device)
         self.memory_rows, self.solve_every = cadence(config, d_in, by_cg)
-        self.statistics = _window(d_in, config, self.memory_rows, device) if by_cg else Statistics(d_in, config.d_sae, device)
+        self.statistics = (
+            _window(d_in, config, self.memory_rows, device, group) if by_cg else Statistics(d_in, config.d_sae, device)
+        )
         self.batches = 0
         # With one small step a batch, and a decoder that follows by itself, the codes of the step's own forward pass will do.
         self.fresh_enough = config.decoder_steps and config.encoder_steps == 1
@@ -72,16 +74,26 @@ class PAM:
 
     def renew_decoder(self) -> None:
         """Solve, and go on with that decoder on every rank."""
-        self.gather()
-        if self.group.first:
+        if isinstance(self.statistics, Statistics):
+            self.statistics.sum_to_first(self.group)
+        # Conjugate gradients need the products of all ranks, which iterate in step.
+        if self.group.first or isinstance(self.statistics, Window):
             self.take(self.solve())
         w = self.weights
         self.group.broadcast_(*(p.detach() for p in (w.W_dec, w.b_dec, w.W_enc_rows, w.b_enc)))
 
-    def gather(self) -> None:
-        """Bring what the ranks keep apart together at the first, as a solve and a checkpoint need it."""
-        if isinstance(self.statistics, Statistics):
-            self.statistics.sum_to_first(self.group)
+    def whole_state(self) -> dict[str, Tensor]:
+        """On the first rank the state of all of them, as of a single process; all ranks ask together."""
+        if isinstance(self.statistics, Window):
+            return self.state() | joined(statistics=self.statistics.whole_state())
+        self.statistics.sum_to_first(self.group)
+        return self.state()
+
+    def dealt(self, state: State) -> dict[str, Tensor]:
+        """Of the statistics in a state that the first rank has, what is this rank's to load; all ranks ask together."""
+        if isinstance(self.statistics, Window):
+            return joined(statistics=self.statistics.dealt(part(state, "statistics")))
+        return joined(statistics=part(state, "statistics") if self.group.first else self.statistics.state())
 
     def state(self) -> dict[str, Tensor]:
         """See `train.state`."""
@@ -138,7 +150,8 @@ def cadence(config: TrainConfig, d_in: int, by_cg: bool = False) -> tuple[int, i
     return memory, config.solve_every or max(1, memory // config.batch_size, affordable)
 
 
-def _window(d_in: int, config: TrainConfig, memory_rows: int, device: torch.device) -> Window:
+def _window(d_in: int, config: TrainConfig, memory_rows: int, device: torch.device, group: Group) -> Window:
     k = config.k_start or config.k
     assert k is not None
-    return Window(d_in, config.d_sae, k, window_rows(config, d_in, memory_rows, device), device)
+    rows = window_rows(config, d_in, memory_rows, device, group.world)
+    return Window(d_in, config.d_sae, k, -(-rows // group.world), device, group)

@@ -39,7 +39,7 @@ from .directory import (
 )
 from .encoder import Weights
 from .group import ALONE, Group
-from .in_step import agree, share_state
+from .in_step import agree, deal
 from .last_solve import LastSolve, WithoutGram, last_solve
 from .loggers import Logger, MetricsFile, check_logger, open_logger
 from .loop import CHECKPOINT_EVERY, Checkpoints, Diverged, Progress, Stopped, Tell, diverged, run_steps
@@ -134,14 +134,15 @@ def train(
             if solves_by_cg(config, device):
                 codes_bytes(config, info.d, device)  # refuses a budget that is too small even so
             method = _start(config, info.d, device, group, trained=position.dead is not None)
-            _load(method, state if isinstance(method, PAM | AdamBaseline) else part(state, "weights"), checkpoints.path)
+        state = deal(state if isinstance(method, PAM | AdamBaseline) else part(state, "weights"), method, group)
+        with group.agreed():
+            _load(method, state, checkpoints.path)
         del state
-        share_state(method, group)
         if isinstance(method, PAM) and isinstance(method.statistics, Window):
             tell(
                 f"The Gram matrix of {config.d_sae:,} latents takes up to {format_bytes(gram_bytes(config))}, more than the "
                 f"{format_bytes(memory_budget(config, device))} of --memory: the decoder is solved by conjugate gradients over the last "
-                f"{method.statistics.capacity:,} rows."
+                f"{method.statistics.capacity * group.world:,} rows."
             )
         with group.agreed():
             if group.first:

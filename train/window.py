@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..sae import ByLatent, SparseCodes
+from .group import ALONE, Group
 from .kept_codes import ROWS_AT_ONCE, CodeCache, KeptCodes
 from .state import State, number
 
@@ -19,11 +20,13 @@ _TENSORS = ("x", "indices", "values")
 class Window:
     """A ring of the last `capacity` rows on the host: x float32 [capacity, d_in], indices int32 and values float32 [capacity, k].
 
-    Memory: capacity·(4·d_in + 8·k) bytes.
+    Memory: capacity·(4·d_in + 8·k) bytes. Each rank of `group` has a window of its own shares; the moments are those of all.
     """
 
-    def __init__(self, d_in: int, d_sae: int, k: int, capacity: int, device: str | torch.device = "cpu") -> None:
-        self.d_in, self.d_sae, self.capacity, self.device = d_in, d_sae, capacity, torch.device(device)
+    def __init__(
+        self, d_in: int, d_sae: int, k: int, capacity: int, device: str | torch.device = "cpu", group: Group = ALONE
+    ) -> None:
+        self.d_in, self.d_sae, self.capacity, self.device, self.group = d_in, d_sae, capacity, torch.device(device), group
         self.x = torch.zeros(capacity, d_in)
         self.indices, self.values = torch.zeros(capacity, k, dtype=torch.int32), torch.zeros(capacity, k)
         self.seen = 0
@@ -52,12 +55,12 @@ class Window:
             values.mul_(factors[indices.long()])
 
     def moments(self) -> KeptCodes:
-        """The sums of the window's rows; its codes are this window's own, and hold until the next `add`."""
-        kept = KeptCodes(self.d_in, self.d_sae, self.device, CodeCache())
+        """The sums of the window's rows; its codes are this window's own, and hold until the next `add`. All ranks ask together."""
+        kept = KeptCodes(self.d_in, self.d_sae, self.device, CodeCache(), self.group)
         for a in range(0, self.rows, ROWS_AT_ONCE):
             some = slice(a, min(a + ROWS_AT_ONCE, self.rows))
             kept.add(self.x[some], SparseCodes(self.indices[some], self.values[some]))
-        return kept
+        return kept.sum_over_ranks()
 
     def state(self) -> dict[str, Tensor]:
         """See `train.state`: the whole ring, so that a resumed run solves from the same rows in the same order."""
@@ -68,3 +71,40 @@ class Window:
         for name in _TENSORS:
             getattr(self, name).copy_(state[name])
         self.seen = int(state["seen"])
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """On the first rank the state of one window with the rows of all ranks, in the order of their age; all ranks ask together."""
+        if not self.group.several:
+            return self.state()
+        parts = {name: self.group.collect(getattr(self, name)[_by_age(self.seen, self.capacity)]) for name in _TENSORS}
+        capacities = self.group.gather(torch.tensor([self.capacity])).sum()
+        # Counted from the newest; of the same age the ranks in their order.
+        order = torch.cat([torch.arange(-len(part), 0) for part in parts["x"]] or [torch.empty(0)]).argsort(stable=True)
+        whole = {name: torch.cat(part)[order] for name, part in parts.items() if part}
+        room = int(capacities) - len(order)
+        padded = {name: torch.cat([t, t.new_zeros(room, t.shape[1])]) for name, t in whole.items()}
+        return padded | {"seen": number(len(order))}
+
+    def dealt(self, state: State) -> dict[str, Tensor]:
+        """Of a state that the first rank has, with whatever capacity, what is this rank's to load: every `world`-th row.
+
+        With more rows than there is room for the oldest are left out. All ranks ask together.
+        """
+        if not self.group.several and len(state["x"]) == self.capacity:
+            return dict(state)
+        own = self.state()
+        for name in _TENSORS:
+            parts: list[Tensor] = []
+            if self.group.first:
+                rows = state[name][_by_age(int(state["seen"]), len(state[name]))]
+                parts = [rows[rank :: self.group.world][-self.capacity :] for rank in range(self.group.world)]
+            part = self.group.deal(parts, own[name])
+            own[name] = torch.cat([part, part.new_zeros(self.capacity - len(part), part.shape[1])])
+            own["seen"] = number(len(part))
+        return own
+
+
+def _by_age(seen: int, capacity: int) -> Tensor:
+    """The places of a ring's rows, the oldest first."""
+    rows = min(seen, capacity)
+    return (seen - rows + torch.arange(rows)) % capacity
