@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -294,16 +293,12 @@ def test_divergence_is_seen_by_all(together):
     assert json.loads((together / "diverged" / "run.json").read_text())["diverged"] == 5
 
 
-def test_a_killed_rank_ends_the_others_with_a_sentence(store, tmp_path):
-    began = time.monotonic()
-    processes = start("killed", 3, tmp_path / "out", str(store.path))
-    said = ended(processes)
-    assert time.monotonic() - began < 60
-    assert [process.returncode for process in processes] == [1, 1, -signal.SIGKILL]
-    # Who notices first waits and ends, and may be missed by the other too.
-    assert any(f"Rank {rank} of 3 has lost touch with rank 2, which has ended: see" in said[rank] for rank in (0, 1)), said
-    for rank in (0, 1):
-        assert "rank 2, which has ended: see what is said there. The same command with --resume goes on" in said[rank], said
+def test_a_killed_rank_ends_the_other_with_a_sentence(store, tmp_path):
+    processes = start("killed", 2, tmp_path / "out", str(store.path))
+    said = ended(processes, seconds=60)
+    assert [process.returncode for process in processes] == [1, -signal.SIGKILL]
+    assert "Rank 0 of 2 has lost touch with rank 1, which has ended: see what is said there." in said[0]
+    assert "--resume goes on from the last checkpoint" in said[0]
     assert not (tmp_path / "out" / "run" / ".lock").exists()
 
 
