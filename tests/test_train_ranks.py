@@ -265,27 +265,27 @@ def curve(run: Path, name: str) -> torch.Tensor:
     return torch.tensor([line.get(name, 0.0) for line in lines], dtype=torch.float64)
 
 
-def tolerance(name: str) -> float:
-    """Relative. Three windows of 167 rows do not hold quite the rows of one of 500, which conjugate gradients solve for to 1e-3."""
-    return 2e-2 if name == "without a Gram matrix" else 1e-3
+def tolerance(together: Path, name: str) -> float:
+    """Relative. Only three windows of 167 rows do not hold quite the rows of one of 500."""
+    return 6e-2 if name == "without a Gram matrix" and "together-3" in str(together) else 1e-5
 
 
 def assert_alike(a: Path, b: Path, tolerance: float) -> None:
-    steps = slice(None) if tolerance <= 1e-3 else slice(-1)  # the last one's single row may have another loss
+    steps = slice(None) if tolerance == 1e-5 else slice(-1)  # the last one's single row may have another loss
     for name in ("loss", "fvu", "l0", "held_out_fvu"):
         torch.testing.assert_close(curve(a, name)[steps], curve(b, name)[steps], rtol=tolerance, atol=0)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (a, b)]
     for name in ("fvu", "l0", "rows_trained", "steps"):
         assert summaries[0][name] == pytest.approx(summaries[1][name], rel=tolerance)
     assert summaries[0]["last_solve"]["rows"] == summaries[1]["last_solve"]["rows"]
-    if tolerance <= 1e-3:
+    if tolerance == 1e-5:
         assert summaries[0]["last_solve"]["ridge"] == summaries[1]["last_solve"]["ridge"]
         assert torch.equal(curve(a, "dead"), curve(b, "dead"))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_ranks_train_as_one_process(together, alone, name):
-    assert_alike(together / name, alone / name, tolerance(name))
+    assert_alike(together / name, alone / name, tolerance(together, name))
     if name in ("topk", "batchtopk"):
         assert curve(alone / name, "dead")[5:-1].max() > 0  # so that AuxK had something to do
     world = 3 if "together-3" in str(together) else 2
@@ -296,10 +296,10 @@ def test_ranks_train_as_one_process(together, alone, name):
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_stopped_run_goes_on_with_any_number_of_ranks(store, together, alone, name):
-    assert_alike(together / f"{name}, resumed", alone / name, tolerance(name))
+    assert_alike(together / f"{name}, resumed", alone / name, tolerance(together, name))
     one = together / f"{name}, resumed by one"
     train(store, None, CONFIGS[name], one, resume=True)
-    assert_alike(one, alone / name, tolerance(name))
+    assert_alike(one, alone / name, tolerance(together, name))
     assert json.loads((one / "run.json").read_text())["ranks"] == 1
 
 
