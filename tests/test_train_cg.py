@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
 from splinterp import store as stores
-from splinterp.errors import SplinterpError
+from splinterp.errors import Interrupted, SplinterpError
 from splinterp.sae import SparseCodes, select_topk
 from splinterp.train import Penalties, Statistics, TrainConfig, last_solve, solve_decoder, train
 from splinterp.train.conjugate import solve_by_cg
@@ -184,3 +186,21 @@ def test_budgets_that_cannot_be_kept_to_are_refused_before_training(store, tmp_p
         with pytest.raises(SplinterpError, match=sentence):
             train(store, None, replace(CONFIG, **changed), tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_would_go_on_with_other_statistics_is_refused(tmp_path, monkeypatch):
+    """The machine has less memory now than when it was begun."""
+    with stores.create(tmp_path / "acts.zarr", sites={SITE: D_IN}, dtype="float32", rows=6000) as writer:
+        writer.add({SITE: torch.randn(6000, D_IN, generator=torch.Generator().manual_seed(0))}, {})
+        store = writer.finish()
+    config = replace(CONFIG, memory=None)
+
+    def stop(at, done, total, figures):
+        if done >= 3000:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        train(store, None, config, tmp_path / "run", progress=stop)
+    monkeypatch.setattr("splinterp.train.budget.total_memory", lambda device: 180_000)
+    with pytest.raises(SplinterpError, match=r"does not fit this version of splinterp \(statistics\."):
+        train(store, None, config, tmp_path / "run", resume=True)

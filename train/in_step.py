@@ -52,7 +52,9 @@ def deal(state: State, to: PAM | AdamBaseline | Weights, group: Group) -> State:
     names = group.tell(list(state))
     if not names:
         return {}
-    own = to.dealt(state) if isinstance(to, PAM) else {}
+    # Where it has statistics of the other kind, none are dealt out, and loading says what is missing.
+    fitting = isinstance(to, PAM) and all(name in names for name in to.state() if name.startswith(_APART))
+    own = to.dealt(state) if isinstance(to, PAM) and fitting else {}
     shared = {name: t.contiguous() for name, t in state.items() if not name.startswith(_APART)}
     told = group.tell({name: (str(t.dtype), list(t.shape)) for name, t in shared.items()})
     if not group.first:
