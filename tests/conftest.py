@@ -97,6 +97,17 @@ def model_dir(request) -> Path:
     return request.getfixturevalue(f"{request.param}_dir")
 
 
+@pytest.fixture(
+    params=[{}, {"alpha": 2.0}, {"beta": 30.0}, {"mu": 5.0}, {"nu": 70.0}, {"alpha": 0.3, "beta": 4.0, "mu": 2.0, "nu": 9.0}],
+    ids=lambda given: ",".join(f"{name}={value:g}" for name, value in given.items()) or "none",
+)
+def penalties(request):
+    """The decoder's penalties, one by one and all together."""
+    from splinterp.train import Penalties
+
+    return Penalties(**request.param)
+
+
 @pytest.fixture(scope="session")
 def jsonl(tmp_path_factory, texts) -> Path:
     """The documents as a .jsonl file."""
