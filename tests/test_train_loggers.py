@@ -45,9 +45,9 @@ def after(n: int):
 
 def train_interrupted(store, out: Path, logger: str, monkeypatch) -> None:
     """Interrupted twelve steps in, eight after its last checkpoint, and resumed."""
-    from splinterp.train import loop
+    from splinterp.train import training
 
-    monkeypatch.setattr(loop.Checkpoints, "due", lambda self: self.step is None or self.step < 4)
+    monkeypatch.setattr(training.Checkpoints, "due", lambda self: self.step is None or self.step < 4)
     with pytest.raises(Interrupted):
         train(store, None, CONFIG, out, logger=logger, progress=after(12))
     train(store, None, CONFIG, out, logger=logger, resume=True)

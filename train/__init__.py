@@ -7,7 +7,8 @@ from .directory import remove_run
 from .gram import Statistics
 from .last_solve import LastSolve, last_solve
 from .rows import raw_rows
-from .run import TrainResult, train
+from .run import train
+from .stages import TrainResult
 
 __all__ = [
     "Decoder",

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from splinterp import cli, store
-from splinterp.train import loop
+from splinterp.train import training
 from splinterp.train.checkpoint import CHECKPOINT, read_checkpoint
 
 MOST_KILLS = 10
@@ -57,7 +57,7 @@ def start(folder: Path, out: Path, method: str) -> int:
             os.dup2(quiet, 1)
             os.dup2(quiet, 2)
             torch.set_num_threads(1)
-            loop.MOST_OF_THE_TIME = 1.0  # of what every 30 ms leave
+            training.MOST_OF_THE_TIME = 1.0  # of what every 30 ms leave
             command = (
                 f"train --latents 256 --k 8 --tokens 24k --batch-size 128 --checkpoint-every 0.0005 --resume {METHODS[method]}"
             )
