@@ -17,7 +17,7 @@ from .rows import Rows
 from .stages import Run, TrainResult
 from .training import CHECKPOINT_EVERY, Diverged, Tell, Training, diverged
 
-_GOES_ON = "The same command with --resume goes on."
+GOES_ON = "The same command with --resume goes on."
 
 
 def train(
@@ -72,7 +72,7 @@ def train(
             return run.finish(progress)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"Interrupted; {out} holds the SAE as trained, without the last solve and without a summary. {_GOES_ON}"
+                f"Interrupted; {out} holds the SAE as trained, without the last solve and without a summary. {GOES_ON}"
             ) from None
 
 
@@ -123,9 +123,9 @@ def take_steps(
         for training, run in running.items():
             run.save(training.method.weights.sae())
         saes = "SAE" if len(running) == 1 else "SAEs"
-        raise Interrupted(f"Stopped after {_kept(running, out, 0)} and the {saes} so far. {_GOES_ON}") from None
+        raise Interrupted(f"Stopped after {_kept(running, out, 0)} and the {saes} so far. {GOES_ON}") from None
     except KeyboardInterrupt:
-        raise Interrupted(f"Interrupted in {_kept(running, out, 1)}. {_GOES_ON}") from None
+        raise Interrupted(f"Interrupted in {_kept(running, out, 1)}. {GOES_ON}") from None
 
 
 def _kept(trainings: Collection[Training], out: Path, ahead: int) -> str:

@@ -125,7 +125,9 @@ class Run:
         self._logger = open_logger(logger, self.out, self._described, self.position.steps)
         if self._logger:
             self._held.callback(self._logger.close)
-        if self._method:
+        if self.sae:
+            self.save(self.sae)
+        elif self._method:
             metrics = MetricsFile(self.out / METRICS, self.position.metrics_bytes)
             self._held.callback(metrics.close)
             self.training = Training(
@@ -138,6 +140,7 @@ class Run:
         assert self.training is not None
         self.sae = self.training.end()
         self.leave()
+        self.save(self.sae)  # whatever happens now, this is kept
 
     def leave(self) -> None:
         """Give the training's memory back."""
@@ -153,7 +156,6 @@ class Run:
         """The figures of the trained SAE, its last solve (told as `stage`), and the files of a finished run."""
         assert self.sae is not None
         sae, position, seconds, solved, before = self.sae, self.position, {"train": self.position.seconds}, None, None
-        self.save(sae)  # whatever happens now, this is kept
         with suitable_threads(len(self.rows.mean) * self.config.d_sae, self.rows.device):
             figures = self._evaluate(sae)
             if self.config.last_solve:
