@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import signal
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -446,17 +445,15 @@ def test_figures_of_every_member_reach_the_logger(store, tmp_path, monkeypatch):
     assert opened == {result.member.name: [1, 2, 3, 4, -1] for result in results}
 
 
-def test_wandb_takes_the_runs_of_a_sweep_side_by_side(store, tmp_path, monkeypatch):
+def test_wandb_takes_the_runs_of_a_sweep_side_by_side(store, tmp_path, monkeypatch, written_at_last):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     for result in train_sweep(store, None, saes("seed=0,1", tokens=1024), tmp_path / "sweep", logger="wandb"):
         (kept,) = (result.directory / "wandb").glob("offline-run-*/*.wandb")
-        until = time.monotonic() + 20  # wandb's own process may write on for a moment
-        while b"held_out_fvu" not in kept.read_bytes() and time.monotonic() < until:
-            time.sleep(0.1)
-        assert b"held_out_fvu" in kept.read_bytes()
-        assert result.member.name.encode() in kept.read_bytes()
+        written = written_at_last(kept)
+        assert b"held_out_fvu" in written
+        assert result.member.name.encode() in written
 
 
 def test_the_command_line(store, tmp_path, capsys):
