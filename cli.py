@@ -24,6 +24,7 @@ from .quantities import format_bytes, parse_bytes, parse_quantity
 if TYPE_CHECKING:
     from .sae import SAE
     from .store import Store
+    from .train import MemberResult
 
 T = TypeVar("T")
 
@@ -461,24 +462,19 @@ def train(
     configs = [sae.config for sae in saes] or [options.config(chosen.d, rows)]
     out = out or _free_run_name(store, "sweep" if axes else method)
     print_train_plan(out_console, configs[0], saes, f"{chosen.name} of {store}", rows, out)
+    results: list[MemberResult] = []
     with _TrainBar(configs[0].rows) as bar:
         where = (out, choose_device(device), bar.report, force)
-        how: dict[str, Any] = {
-            "resume": resume,
-            "checkpoint_every": 60 * checkpoint_every,
-            "logger": logger,
-            "tell": bar.bar.tell,
-        }
-        results = train_sweep(opened, chosen.name, saes, *where, **how) if axes else []
-        alone = None if axes else run(opened, chosen.name, configs[0], *where, **how)
-    if alone:
-        print_results(out_console, {method: alone.summary})
-    else:
-        print_sweep(out_console, results)
-    for name, summary in [("", alone.summary)] if alone else [(f"{one.member.name}: ", one.summary or {}) for one in results]:
-        warning = (summary.get("last_solve") or {}).get("warning")
-        if warning:
-            err_console.print(f"Note: {name}{warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        how: dict[str, Any] = {"resume": resume, "checkpoint_every": 60 * checkpoint_every, "logger": logger, "tell": bar.bar.tell}  # fmt: skip
+        if axes:
+            results = train_sweep(opened, chosen.name, saes, *where, **how)
+            summaries = {f" {one.member.name}:": one.summary for one in results if one.summary}
+        else:
+            summaries = {"": run(opened, chosen.name, configs[0], *where, **how).summary}
+    print_sweep(out_console, results) if axes else print_results(out_console, {method: summaries[""]})
+    for name, summary in summaries.items():
+        if warning := (summary["last_solve"] or {}).get("warning"):
+            err_console.print(f"Note:{name} {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command("eval")
