@@ -341,8 +341,8 @@ def test_members_are_solved_without_a_gram_matrix_where_their_share_asks_for_it(
     [
         (["k"], r"--sweep k names no values; write for example --sweep k=16,32,64"),
         (["k="], "names no values"),
-        (["tokens=1k,2k"], r"--sweep tokens cannot be: choose one of method, activation, latents, .*seed"),
-        (["learning-rate=1"], "--sweep learning-rate cannot be"),
+        (["tokens=1k,2k"], r"--sweep tokens: that is not for sweeps; choose among method, activation, latents, .*seed"),
+        (["learning-rate=1"], "--sweep learning-rate: that is not for sweeps"),
         (["k=4", "k=8"], "--sweep k is given twice"),
         (["latents=1k,1000"], "--sweep latents has the value 1000 twice"),
         (["lr=0.001,1e-3"], "--sweep lr has the value 0.001 twice"),
@@ -352,9 +352,9 @@ def test_members_are_solved_without_a_gram_matrix_where_their_share_asks_for_it(
         (["lr=fast"], "--sweep lr: 'fast' is not a number"),
         (["seed=one"], "--sweep seed: 'one' is not a number"),
         (["last-solve=maybe"], "--sweep last-solve: 'maybe' is neither yes nor no"),
-        (["method=pam,sgd"], "The sweep's method=sgd cannot be: --method sgd is unknown"),
-        (["k=4,97"], "The sweep's k=97 cannot be: k=97 must be between 1 and"),
-        (["l1=1,2"], "The sweep's l1=1 cannot be: --l1 belongs to --activation relu"),
+        (["method=pam,sgd"], "The sweep's method=sgd is refused: --method sgd is unknown"),
+        (["k=4,97"], "The sweep's k=97 is refused: k=97 must be between 1 and"),
+        (["l1=1,2"], "The sweep's l1=1 is refused: --l1 belongs to --activation relu"),
         (["activation=relu", "k=4,8"], "The sweep's activation=relu,k=4 and activation=relu,k=8 are one and the same SAE"),
     ],
     ids=str,
@@ -482,5 +482,5 @@ def test_the_command_line(store, tmp_path, capsys):
     assert "not both" in err
     code, _, err = run("--force", "--sweep", "tokens=1,2")
     assert code == 1
-    assert "--sweep tokens cannot be" in err
+    assert "--sweep tokens: that is not for sweeps" in err
     assert (tmp_path / "s" / "sweep.json").exists()

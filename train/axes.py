@@ -56,7 +56,7 @@ def parse_axes(told: Sequence[str]) -> Axes:
             raise SplinterpError(f"--sweep {text} names no values; write for example --sweep k=16,32,64.")
         if name not in SWEPT:
             raise SplinterpError(
-                f"--sweep {name} cannot be: choose one of {', '.join(SWEPT)} (whatever else there is, all SAEs of a sweep have in common)."
+                f"--sweep {name}: that is not for sweeps; choose among {', '.join(SWEPT)}. All else the SAEs of a sweep have in common."
             )
         if name in axes:
             raise SplinterpError(f"--sweep {name} is given twice; write all its values behind one, with commas.")
@@ -86,7 +86,7 @@ def members(options: TrainOptions, axes: Axes, d_in: int, training_rows: int) ->
         try:
             config = replace(options, **swept, order_seed=order).config(d_in, training_rows)
         except SplinterpError as error:
-            raise SplinterpError(f"The sweep's {name} cannot be: {error}") from None
+            raise SplinterpError(f"The sweep's {name} is refused: {error}") from None
         same = next((other for other in made if other.config == config), None)
         if same:
             raise SplinterpError(
