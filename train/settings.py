@@ -54,10 +54,10 @@ class TrainOptions:
         if self.l1 is not None and self.activation != "relu":
             raise SplinterpError(f"--l1 belongs to --activation relu; leave it out with {self.activation}.")
         rows = self.tokens if self.tokens is not None else (self.epochs or 1) * training_rows
-        as_given = {field.name: getattr(self, field.name) for field in fields(TrainConfig) if hasattr(self, field.name)}
+        as_given = {field.name: getattr(self, field.name, None) for field in fields(TrainConfig)}
         relu = self.activation == "relu"
         return TrainConfig(
-            **as_given
+            **{name: value for name, value in as_given.items() if value is not None}  # else TrainConfig's own default
             | {
                 "d_sae": self.latents or self.expansion * d_in,
                 "k": None if relu else self.k,
