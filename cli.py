@@ -410,6 +410,13 @@ def train(
             help="That the decoder's statistics and solves may take: 8GiB, 500MB, …; where a Gram matrix takes more, topk is solved by conjugate gradients on sparse codes. \\[default: half of the machine's]",
         ),
     ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of the product x·W_enc while training: auto (tf32 on a GPU, float32 on a CPU), float32, tf32 or bfloat16. All else is "
+            "float32 or float64."
+        ),
+    ] = "auto",
     device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option(help="Of the initialisation and the order of the rows.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, which was interrupted.")] = False,
@@ -443,7 +450,7 @@ def train(
         lr=auto_lr(chosen.d) if rate is None else rate, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec,
         nu_dec=nu_dec, alpha=alpha, beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every,
         memory_rows=memory_rows, last_solve=(method == "pam") if last_solve is None else last_solve,
-        memory=None if memory is None else parse_bytes(memory), seed=seed,
+        memory=None if memory is None else parse_bytes(memory), precision=precision, seed=seed,  # type: ignore[arg-type]
     )  # fmt: skip
     out = out or _free_run_name(store, method)
     out_console.print(

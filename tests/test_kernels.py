@@ -91,8 +91,9 @@ def test_decoding_is_differentiable():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_pass_and_the_statistics_are_those_of_torch(shape):
     codes, x, W, b = problem(*shape)
-    ours, statistics = sparse_pass(x, codes, W, b), Statistics(shape[1], shape[2])
-    statistics.add(x, codes, ours.pattern)
+    ours, statistics = sparse_pass(x, codes, W, b, moment=True), Statistics(shape[1], shape[2])
+    assert ours.cross is not None
+    statistics.add(x, codes, ours.pattern, ours.cross)
     double = SparseCodes(codes.indices, codes.values.double())  # which is never for the kernels
     theirs, reference = sparse_pass(x.double(), double, W.double(), b.double()), Statistics(shape[1], shape[2])
     reference.add(x.double(), double)

@@ -87,11 +87,11 @@ class Statistics:
         return self._rows * self._factor
 
     @torch.no_grad()
-    def add(self, x: Tensor, codes: Codes, pattern: ByLatent | None = None) -> None:
-        """Add rows x [N, d_in] with their codes; `pattern` is that of sparse codes, if there is one already."""
+    def add(self, x: Tensor, codes: Codes, pattern: ByLatent | None = None, cross: Tensor | None = None) -> None:
+        """Add rows x [N, d_in] with their codes; `pattern` is that of sparse codes, and `cross` their Zᵀx, if they are there already."""
         weight = 1.0 / self._factor
         if isinstance(codes, SparseCodes):
-            self._add_entries(x, codes, pattern or by_latent(codes, self.d_sae), weight)
+            self._add_entries(x, codes, pattern or by_latent(codes, self.d_sae), cross, weight)
         elif x.device.type == "cpu" and float(torch.count_nonzero(codes)) < _SPARSE_BELOW * codes.numel():
             self._add_sparse(x, codes, weight)
         else:
@@ -103,14 +103,15 @@ class Statistics:
         self._sum_xx = self._sum_xx + weight * torch.linalg.vector_norm(x, dtype=torch.float64) ** 2
         self._rows += weight * len(x)
 
-    def _add_entries(self, x: Tensor, codes: SparseCodes, pattern: ByLatent, weight: float) -> None:
+    def _add_entries(self, x: Tensor, codes: SparseCodes, pattern: ByLatent, cross: Tensor | None, weight: float) -> None:
         add_gram(self._gram, codes, pattern, weight)
         self._lopsided = True
         values = codes.values.to(x.dtype)
         at_once = _LATENTS_AT_ONCE if x.device.type == "cpu" else self.d_sae
         for a in range(0, self.d_sae, at_once):
             some = slice(a, min(a + at_once, self.d_sae))
-            self._cross[some].add_(sum_rows(pattern, values, x, some).double(), alpha=weight)
+            of_some = sum_rows(pattern, values, x, some) if cross is None else cross[some]
+            self._cross[some].add_(of_some.double(), alpha=weight)
         self._sum_z.scatter_add_(0, codes.indices.reshape(-1), codes.values.double().reshape(-1) * weight)
 
     def _add_sparse(self, x: Tensor, codes: Tensor, weight: float) -> None:
