@@ -14,8 +14,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import TritonError
 
-from .codes import ByLatent
+from .codes import ByLatent, SparseCodes, by_latent
+
+__all__ = ["INTERPRETED", "TritonError", "add_gram", "code_gradient", "decode", "deviation", "sum_rows"]
 
 # Bytes of a gathered matrix's tile, and the narrowest and widest tiles: a third of the smallest L2 cache in question (A100: 40 MB).
 _TILE_BYTES, _NARROWEST, _WIDEST = 12 * 2**20, 64, 512
@@ -41,8 +44,6 @@ class _Decode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, by_out: Tensor) -> tuple[Tensor | None, ...]:
-        from .codes import SparseCodes, by_latent
-
         indices, values, W_dec = ctx.saved_tensors
         _, of_values, of_W_dec, of_b_dec = ctx.needs_input_grad
         by_out = by_out.contiguous()
@@ -100,6 +101,25 @@ def add_gram(gram: Tensor, indices: Tensor, left: Tensor, right: Tensor) -> None
         arguments = (t.contiguous() for t in (indices, left, right))
         with torch.cuda.device_of(gram):
             _add_gram_kernel[(n, triton.cdiv(k, _ENTRIES))](gram, *arguments, len(gram), k, _PARTNERS, _ENTRIES)
+
+
+def deviation(device: torch.device) -> float:
+    """The largest deviation of the kernels from dense products in float64, on a small problem, in units of each result's largest entry."""
+    generator = torch.Generator().manual_seed(0)
+    x, W, b, values, order = (
+        torch.randn(*shape, generator=generator).to(device) for shape in ((9, 70), (30, 70), (70,), (9, 5), (9, 30))
+    )
+    indices = order.argsort(1)[:, :5].contiguous()
+    z, X = torch.zeros(9, 30, dtype=torch.float64, device=device).scatter(1, indices, values.double()), x.double()
+    pattern, gram = by_latent(SparseCodes(indices, values), 30), torch.zeros(30, 30, dtype=torch.float64, device=device)
+    add_gram(gram, indices, values.double(), values.double())
+    results = [
+        (decode(indices, values, W, b), z @ W.double() + b.double()),
+        (code_gradient(x, indices, W), (X @ W.double().T).gather(1, indices)),
+        *zip(sum_rows(pattern, x, values, -values), (z.T @ X, -z.T @ X), strict=True),
+        ((gram + gram.T) / 2, z.T @ z),
+    ]
+    return max(float((ours - exact).abs().max() / exact.abs().max()) for ours, exact in results)
 
 
 def _width(matrix: Tensor) -> int:

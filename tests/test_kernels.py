@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from splinterp.sae import SparseCodes, by_latent, decode, kernels_for, select_topk, sum_rows, to_dense
+from splinterp.sae import kernels as choice
 from splinterp.train import Statistics, TrainConfig
 from splinterp.train.gram import add_gram
 from splinterp.train.pam import PAM
@@ -46,6 +47,26 @@ def test_the_choice():
     assert kernels_for(torch.zeros(1, dtype=torch.float64)) is None
     assert kernels_for(torch.zeros(1, dtype=torch.bfloat16)) is None
     assert kernels_for(torch.zeros(1, device="meta")) is None
+
+
+@interpreted
+@pytest.mark.parametrize("way", ["wrong", "not started"])
+def test_kernels_that_do_not_work_are_not_used(way, monkeypatch):
+    kernels = kernels_for(torch.zeros(1))
+    assert kernels is not None
+    right = kernels.code_gradient
+
+    def broken(*arguments: torch.Tensor) -> torch.Tensor:
+        if way == "wrong":
+            return 1.001 * right(*arguments)
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(kernels, "code_gradient", broken)
+    choice._work.cache_clear()
+    with pytest.warns(RuntimeWarning, match="off by|Failed to find C compiler") as told:
+        assert [kernels_for(torch.zeros(1)) for _ in range(2)] == [None, None]
+    assert len(told) == 1
+    choice._work.cache_clear()
 
 
 @interpreted
