@@ -30,11 +30,9 @@ def kernels_for(tensor: Tensor) -> ModuleType | None:
 @cache
 def _triton_kernels() -> ModuleType | None:
     try:
-        import triton  # noqa: F401
-    except ImportError:  # no CUDA build of torch, or a platform that Triton does not know
+        from . import triton_kernels
+    except ImportError:  # no Triton: no CUDA build of torch, or a platform that it does not know
         return None
-    from . import triton_kernels
-
     return triton_kernels
 
 

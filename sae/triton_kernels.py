@@ -8,6 +8,9 @@ They have run in Triton's interpreter and have been compiled for NVIDIA's archit
 constants below are by reckoning, not by measurement.
 """
 
+# Triton need not be installed, and its decorator turns a function into something that is launched by [grid](arguments).
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 import torch
@@ -43,7 +46,7 @@ class _Decode(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, by_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, by_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         indices, values, W_dec = ctx.saved_tensors
         _, of_values, of_W_dec, of_b_dec = ctx.needs_input_grad
         by_out = by_out.contiguous()

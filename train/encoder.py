@@ -8,7 +8,7 @@ from torch import Tensor
 from ..sae import SAE, Architecture, Codes, SAEConfig, decode, select_topk
 from .batchtopk import Threshold, select_batch_topk
 from .config import Activation, TrainConfig
-from .precision import pre_activations, rounding
+from .precision import Rounding, pre_activations, rounding
 from .state import State, joined, part
 
 ARCHITECTURES: dict[Activation, Architecture] = {"topk": "topk", "batchtopk": "jumprelu", "relu": "standard"}  # as finished
@@ -27,7 +27,7 @@ class Weights:
         directions = torch.randn(config.d_sae, d_in, generator=generator)
         directions = (directions / directions.norm(dim=1, keepdim=True)).to(device)
         self.config = config
-        self.rounding = rounding(config.precision, device)
+        self.rounding: Rounding = rounding(config.precision, device)
         self.k = config.k  # the loop may begin with more, and come down to config.k
         self.W_dec = directions
         # Tied at the start, and small: the first reconstructions then fall short instead of overshooting.

@@ -60,7 +60,7 @@ class _PreActivations(torch.autograd.Function):
         return _product(x, W_rows.T, rounded, b)
 
     @staticmethod
-    def backward(ctx, by_pre: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, by_pre: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, W_rows = ctx.saved_tensors
         by_x = _product(by_pre, W_rows, ctx.rounded) if ctx.needs_input_grad[0] else None
         by_W_rows = _product(by_pre.T, x, ctx.rounded) if ctx.needs_input_grad[1] else None
