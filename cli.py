@@ -415,6 +415,13 @@ def train(
             help="That the decoder's statistics and solves may take: 8GiB, 500MB, …; where a Gram matrix takes more, topk is solved by conjugate gradients on sparse codes. \\[default: half of the machine's]",
         ),
     ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of the product x·W_enc while training: auto (tf32 on a GPU, float32 on a CPU), float32, tf32 or bfloat16. All else is "
+            "float32 or float64."
+        ),
+    ] = "auto",
     device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option(help="Of the initialisation and, without --order-seed, of the order of the rows.")] = 0,
     order_seed: Annotated[int | None, typer.Option(help="Of the order of the rows. \\[default: --seed]")] = None,
@@ -454,7 +461,7 @@ def train(
         tokens=tokens, epochs=epochs, batch_size=_unless_auto(batch_size, parse_quantity, "--batch-size"), lr=_unless_auto(lr, float, "--lr"),
         warmup=warmup, decay=decay, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec, nu_dec=nu_dec, alpha=alpha,
         beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every, memory_rows=memory_rows,
-        last_solve=last_solve, memory=None if memory is None else parse_bytes(memory), seed=seed, order_seed=order_seed,
+        last_solve=last_solve, memory=None if memory is None else parse_bytes(memory), precision=precision, seed=seed, order_seed=order_seed,
     )  # fmt: skip
     opened = stores.open(store)
     chosen, rows = opened.site(site), opened.split_rows("train")

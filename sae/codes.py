@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .kernels import kernels_for
+
 
 class SparseCodes(NamedTuple):
     """Codes of N rows with k entries each: latent `indices` [N, k] (int64, distinct within a row) and their `values` [N, k].
@@ -42,10 +44,9 @@ class ByLatent(NamedTuple):
 
 def by_latent(codes: SparseCodes, d_sae: int) -> ByLatent:
     """The pattern of sparse codes, by latent."""
-    latents = codes.indices.reshape(-1)
-    order = latents.int().argsort(stable=True)  # half as wide as int64: sorted in half the time
-    starts = torch.zeros(d_sae + 1, dtype=torch.int64, device=latents.device)
-    torch.cumsum(torch.bincount(latents, minlength=d_sae), 0, out=starts[1:])
+    latents, order = codes.indices.reshape(-1).int().sort(stable=True)  # half as wide as int64: sorted in half the time
+    # By a search, not a count: on a GPU `bincount` waits for the device.
+    starts = torch.searchsorted(latents, torch.arange(d_sae + 1, dtype=torch.int32, device=latents.device))
     return ByLatent(order, order.div(codes.indices.shape[1], rounding_mode="floor"), starts)
 
 
@@ -53,10 +54,13 @@ def sum_rows(pattern: ByLatent, weights: Tensor, source: Tensor, latents: slice 
     """Zᵀ·source, [d_sae, n], for a Z [N, d_sae] that has `weights` [N, k] at the codes' entries; or a slice (without step) of its latents.
 
     An embedding bag is the fastest such product on a CPU: four times faster than SciPy's or MKL's with a CSR matrix, and shared out over
-    the threads by latent, so that it sums in the same order however many there are.
+    the threads by latent, so that it sums in the same order however many there are. On a GPU see `kernels_for`.
     """
-    a, b, _ = latents.indices(len(pattern.starts) - 1)
-    first, last = (0, len(pattern.rows)) if latents == slice(None) else pattern.starts[[a, b]].tolist()
+    d_sae = len(pattern.starts) - 1
+    a, b, _ = latents.indices(d_sae)
+    if kernels := kernels_for(source):
+        return kernels.sum_rows(pattern._replace(starts=pattern.starts[a : b + 1]), source, weights)[0]
+    first, last = (0, len(pattern.rows)) if (a, b) == (0, d_sae) else pattern.starts[[a, b]].tolist()
     return F.embedding_bag(
         pattern.rows[first:last],
         source,
@@ -70,6 +74,8 @@ def sum_rows(pattern: ByLatent, weights: Tensor, source: Tensor, latents: slice 
 def decode(codes: Codes, W_dec: Tensor, b_dec: Tensor) -> Tensor:
     """x̂ = z·W_dec + b_dec: codes of N rows, W_dec [d_sae, d_in], b_dec [d_in] -> [N, d_in]. Differentiable in all of them."""
     if isinstance(codes, SparseCodes):
+        if kernels := kernels_for(W_dec):
+            return kernels.decode(codes.indices, codes.values, W_dec, b_dec)
         return F.embedding_bag(codes.indices, W_dec, per_sample_weights=codes.values, mode="sum") + b_dec
     return torch.addmm(b_dec, codes, W_dec)
 
@@ -99,7 +105,8 @@ def to_double(codes: Codes) -> Codes:
 def fired_counts(codes: Codes, d_sae: int) -> Tensor:
     """For every latent, on how many of the rows its code is not zero: int64 [d_sae]."""
     if isinstance(codes, SparseCodes):
-        return torch.bincount(codes.indices[codes.values != 0], minlength=d_sae)
+        counts = torch.zeros(d_sae, dtype=torch.int64, device=codes.values.device)
+        return counts.scatter_add_(0, codes.indices.reshape(-1), (codes.values != 0).long().reshape(-1))
     return (codes != 0).sum(0)
 
 

@@ -10,6 +10,7 @@ from ..errors import SplinterpError
 
 Method = Literal["pam", "adam"]
 Activation = Literal["topk", "batchtopk", "relu"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 TOPK: tuple[Activation, ...] = ("topk", "batchtopk")  # those that are told how many latents a row keeps
 
 
@@ -45,6 +46,8 @@ class TrainConfig:
         dead_after: rows without firing after which a latent counts as dead in training.
         memory: bytes that the statistics and their solves may take; None: half of the device's memory. Where the Gram matrix takes more,
             solves are by conjugate gradients over a plain window of `memory_rows` rows, no more than fit.
+        precision: how the product x·W_enc of a training step is rounded (train/precision.py): float32, tf32 (GPUs), bfloat16; auto is tf32
+            on a GPU and float32 on a CPU. Everything else is float32 or float64.
         seed: of initialisation and, where there is no `order_seed`, of the order of the rows.
         order_seed: of the order of the rows; None: `seed`. Runs that share their batches have it in common.
     """
@@ -76,6 +79,7 @@ class TrainConfig:
     aux_coefficient: float = 1 / 32
     dead_after: int = 50_000
     memory: int | None = None
+    precision: Precision = "auto"
     seed: int = 0
     order_seed: int | None = None
 
@@ -84,6 +88,8 @@ class TrainConfig:
             raise SplinterpError(f"--method {self.method} is unknown; choose one of {', '.join(get_args(Method))}.")
         if self.activation not in get_args(Activation):
             raise SplinterpError(f"--activation {self.activation} is unknown; choose one of {', '.join(get_args(Activation))}.")
+        if self.precision not in get_args(Precision):
+            raise SplinterpError(f"--precision {self.precision} is unknown; choose one of {', '.join(get_args(Precision))}.")
         for name in ("d_sae", "rows", "batch_size", "encoder_steps", "dead_after"):
             if getattr(self, name) < 1:
                 raise SplinterpError(f"{name}={getattr(self, name)} must be at least 1.")

@@ -22,6 +22,7 @@ from ..store.files import is_temporary, read_json, temporary, write_bytes
 from ..store.layout import LOCK
 from .checkpoint import CHECKPOINT
 from .config import TrainConfig
+from .precision import rounding
 
 METRICS, RUN, SUMMARY = "metrics.jsonl", "run.json", "summary.json"
 TENSORBOARD, WANDB = "tensorboard", "wandb"  # what loggers write, each into a folder of its own
@@ -39,6 +40,7 @@ def describe(store: Store, site: str, config: TrainConfig, device: torch.device)
         "training_rows": store.split_rows("train"),
         "held_out_rows": store.split_rows("held_out"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "precision": rounding(config.precision, device),
         "started": timestamp(),
         "versions": {"splinterp": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}},
     }

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..sae import SAE, Architecture, Codes, SAEConfig, decode, select_topk
 from .batchtopk import Threshold, select_batch_topk
 from .config import Activation, TrainConfig
+from .precision import Rounding, pre_activations, rounding
 from .state import State, joined, part
 
 ARCHITECTURES: dict[Activation, Architecture] = {"topk": "topk", "batchtopk": "jumprelu", "relu": "standard"}  # as finished
@@ -26,6 +27,7 @@ class Weights:
         directions = torch.randn(config.d_sae, d_in, generator=generator)
         directions = (directions / directions.norm(dim=1, keepdim=True)).to(device)
         self.config = config
+        self.rounding: Rounding = rounding(config.precision, device)
         self.k = config.k  # the loop may begin with more, and come down to config.k
         self.W_dec = directions
         # Tied at the start, and small: the first reconstructions then fall short instead of overshooting.
@@ -40,8 +42,8 @@ class Weights:
         return self.W_enc_rows.T
 
     def pre_activations(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Normalised rows [N, d_in] -> [N, d_sae], in `out` if given (without gradients)."""
-        return torch.addmm(self.b_enc, x, self.W_enc, out=out)
+        """Normalised rows [N, d_in] -> [N, d_sae], in `out` if given (without gradients); rounded as `config.precision` has it."""
+        return pre_activations(x, self.W_enc_rows, self.b_enc, self.rounding, out)
 
     def activate(self, pre: Tensor) -> Codes:
         """Pre-activations [N, d_sae] of a training batch -> codes."""

@@ -14,24 +14,28 @@ from .encoder import Weights
 from .sparse import add_auxk, dense_pass, sparse_pass
 from .state import State, joined, part
 
-_ROWS_AT_ONCE = 1024  # of the decoder's gradient, so that what is in between stays in the cache
+_ROWS_AT_ONCE = 1024  # of the decoder's gradient on a CPU, so that what is in between stays in the cache
 
 
 class StepFigures(NamedTuple):
-    """What a step tells: the loss, Σ‖x̂ − x‖² over the batch, the codes and, if they are sparse, their pattern by latent; all as they
-    were in its first forward pass."""
+    """What a step tells: the loss, Σ‖x̂ − x‖² over the batch, the codes and, if they are sparse, their pattern by latent and perhaps
+    (see `sparse_pass`) Zᵀx; all as they were in its first forward pass.
+
+    With TopK, a GPU is waited for where the two numbers are read, where dead latents are counted, and by a solve; nowhere else.
+    """
 
     loss: float
     squared_error: float
     codes: Codes
     pattern: ByLatent | None
+    cross: Tensor | None = None
 
 
 class GradientSteps:
-    """Adam's steps on the encoder, and on the decoder (unit-norm rows) if `decoder` says so."""
+    """Adam's steps on the encoder, and on the decoder (unit-norm rows) if `decoder` says so; `moment` if Zᵀx will be wanted too."""
 
-    def __init__(self, weights: Weights, config: TrainConfig, decoder: bool) -> None:
-        self.weights, self.config, self.decoder = weights, config, decoder
+    def __init__(self, weights: Weights, config: TrainConfig, decoder: bool, moment: bool = False) -> None:
+        self.weights, self.config, self.decoder, self.moment = weights, config, decoder, moment
         self.dead = DeadLatents(config.d_sae, config.dead_after, weights.b_enc.device)
         self.encoder = [weights.W_enc_rows.requires_grad_(), weights.b_enc.requires_grad_()]
         trained = [*self.encoder, weights.W_dec.requires_grad_(), weights.b_dec.requires_grad_()] if decoder else self.encoder
@@ -87,7 +91,7 @@ class GradientSteps:
         if w.threshold:
             w.threshold.update(codes)
         if isinstance(codes, SparseCodes):
-            done = sparse_pass(x, codes, w.W_dec, w.b_dec, self.decoder)
+            done = sparse_pass(x, codes, w.W_dec, w.b_dec, self.decoder, moment=self.moment)
         else:  # BatchTopK's, where a row has very many
             done = dense_pass(x, codes, w.W_dec, w.b_dec, self.decoder)
         loss = done.squared_error / x.numel()
@@ -95,7 +99,7 @@ class GradientSteps:
             loss = loss + add_auxk(done, c.aux_coefficient, x, pre, w.W_dec, dead)
         for name, gradient in done.gradients._asdict().items():
             getattr(w, name).grad = gradient
-        return StepFigures(float(loss), float(done.squared_error), codes, done.pattern)
+        return StepFigures(float(loss), float(done.squared_error), codes, done.pattern, done.cross)
 
     def _gradients_by_autograd(self, x: Tensor) -> StepFigures:
         loss, squared, codes = self.weights.dense_loss(x)
@@ -117,7 +121,8 @@ class GradientSteps:
             return
         W_dec = self.weights.W_dec
         assert W_dec.grad is not None
-        for gradient, rows in zip(W_dec.grad.split(_ROWS_AT_ONCE), W_dec.split(_ROWS_AT_ONCE), strict=True):
+        at_once = _ROWS_AT_ONCE if W_dec.device.type == "cpu" else len(W_dec)
+        for gradient, rows in zip(W_dec.grad.split(at_once), W_dec.split(at_once), strict=True):
             # Along a row the gradient would only change its norm, which is then put back to one.
             gradient.addcmul_((gradient * rows).sum(1, keepdim=True), rows, value=-1)
         self.optimizer.step()

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sae import ByLatent, Codes, SparseCodes, by_latent, sum_rows, to_csr
+from ..sae import ByLatent, Codes, SparseCodes, by_latent, kernels_for, sum_rows, to_csr
 from .moments import squared_error, variance
 from .state import State, number
 
-# Latents whose sums are brought up to date together: what is in between then stays in the cache.
+# Latents whose sums are brought up to date together on a CPU: what is in between then stays in the cache.
 _LATENTS_AT_ONCE = 1024
 _ROWS_AT_ONCE = 256  # of the Gram matrix, likewise
 # Below this share of non-zeros the CPU's sparse products beat the dense ones by a wide margin.
@@ -38,7 +38,8 @@ class Statistics:
         zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=device)  # noqa: E731
         self._gram, self._cross = zeros(d_sae, d_sae), zeros(d_sae, d_in)
         self._sum_z, self._sum_x = zeros(d_sae), zeros(d_in)
-        self._sum_xx, self._rows = 0.0, 0.0
+        self._sum_xx: float | Tensor = 0.0  # on the device once there are rows: to read it is to wait for a GPU
+        self._rows = 0.0
         self._factor = 1.0
         self._lopsided = False  # whether only the symmetric part of _gram is Σ z zᵀ
 
@@ -78,7 +79,7 @@ class Statistics:
     @property
     def sum_xx(self) -> float:
         """Σ ‖x‖²."""
-        return self._sum_xx * self._factor
+        return float(self._sum_xx) * self._factor
 
     @property
     def rows(self) -> float:
@@ -86,11 +87,11 @@ class Statistics:
         return self._rows * self._factor
 
     @torch.no_grad()
-    def add(self, x: Tensor, codes: Codes, pattern: ByLatent | None = None) -> None:
-        """Add rows x [N, d_in] with their codes; `pattern` is that of sparse codes, if there is one already."""
+    def add(self, x: Tensor, codes: Codes, pattern: ByLatent | None = None, cross: Tensor | None = None) -> None:
+        """Add rows x [N, d_in] with their codes; `pattern` is that of sparse codes, and `cross` their Zᵀx, if they are there already."""
         weight = 1.0 / self._factor
         if isinstance(codes, SparseCodes):
-            self._add_entries(x, codes, pattern or by_latent(codes, self.d_sae), weight)
+            self._add_entries(x, codes, pattern or by_latent(codes, self.d_sae), cross, weight)
         elif x.device.type == "cpu" and float(torch.count_nonzero(codes)) < _SPARSE_BELOW * codes.numel():
             self._add_sparse(x, codes, weight)
         else:
@@ -99,16 +100,18 @@ class Statistics:
             self._cross.add_(z.T @ x, alpha=weight)
             self._sum_z.add_(z.sum(0, dtype=torch.float64), alpha=weight)
         self._sum_x.add_(x.sum(0, dtype=torch.float64), alpha=weight)
-        self._sum_xx += weight * float(torch.linalg.vector_norm(x, dtype=torch.float64) ** 2)
+        self._sum_xx = self._sum_xx + weight * torch.linalg.vector_norm(x, dtype=torch.float64) ** 2
         self._rows += weight * len(x)
 
-    def _add_entries(self, x: Tensor, codes: SparseCodes, pattern: ByLatent, weight: float) -> None:
+    def _add_entries(self, x: Tensor, codes: SparseCodes, pattern: ByLatent, cross: Tensor | None, weight: float) -> None:
         add_gram(self._gram, codes, pattern, weight)
         self._lopsided = True
         values = codes.values.to(x.dtype)
-        for a in range(0, self.d_sae, _LATENTS_AT_ONCE):
-            some = slice(a, min(a + _LATENTS_AT_ONCE, self.d_sae))
-            self._cross[some].add_(sum_rows(pattern, values, x, some).double(), alpha=weight)
+        at_once = _LATENTS_AT_ONCE if x.device.type == "cpu" else self.d_sae
+        for a in range(0, self.d_sae, at_once):
+            some = slice(a, min(a + at_once, self.d_sae))
+            of_some = sum_rows(pattern, values, x, some) if cross is None else cross[some]
+            self._cross[some].add_(of_some.double(), alpha=weight)
         self._sum_z.scatter_add_(0, codes.indices.reshape(-1), codes.values.double().reshape(-1) * weight)
 
     def _add_sparse(self, x: Tensor, codes: Tensor, weight: float) -> None:
@@ -161,7 +164,7 @@ class Statistics:
 
     def state(self) -> dict[str, Tensor]:
         """The sums as they stand, the factor still apart: bringing them up to date here would round where no one else does."""
-        numbers = {name: number(getattr(self, "_" + name)) for name in ("sum_xx", "rows", "factor")}
+        numbers = {name: number(float(getattr(self, "_" + name))) for name in ("sum_xx", "rows", "factor")}
         return {name: getattr(self, "_" + name) for name in _SUMS} | numbers
 
     def load_state(self, state: State) -> None:
@@ -186,6 +189,15 @@ def add_gram(gram: Tensor, codes: SparseCodes, pattern: ByLatent, weight: float 
 
     Each pair of a row's entries is added once, doubled, at (i, j) or at (j, i): half the work of adding it at both.
     """
+    if kernels := kernels_for(codes.values):
+        values = codes.values.double()
+        kernels.add_gram(gram, codes.indices, values * weight, values)
+    else:
+        _scatter_gram(gram, codes, pattern, weight)
+
+
+def _scatter_gram(gram: Tensor, codes: SparseCodes, pattern: ByLatent, weight: float) -> None:
+    """`add_gram` by torch."""
     d_sae, (n, k) = len(gram), codes.values.shape
     half = k // 2
     # Entry p of a row meets those at p, p + 1, …, p + half, in a circle: all pairs once, but (k even) those half a circle apart twice.
@@ -198,8 +210,8 @@ def add_gram(gram: Tensor, codes: SparseCodes, pattern: ByLatent, weight: float 
     starts = (codes.indices.reshape(-1) * d_sae).index_select(0, pattern.order)
     weighted = codes.values.double().reshape(-1).index_select(0, pattern.order) * weight
     # In the order of i, the matrix is gone through row by row.
-    cuts = pattern.starts[::_LATENTS_AT_ONCE].tolist()
-    for first, last in pairwise(cuts if d_sae % _LATENTS_AT_ONCE == 0 else [*cuts, n * k]):
+    cuts = pattern.starts[:d_sae:_LATENTS_AT_ONCE].tolist() if gram.device.type == "cpu" else [0]  # else there is no such cache
+    for first, last in pairwise([*cuts, n * k]):
         entries = pattern.order[first:last]
         places = partners.index_select(0, entries).add_(starts[first:last, None])
         products = values.index_select(0, entries).mul_(weighted[first:last, None])

@@ -42,6 +42,7 @@ class TrainOptions:
     memory_rows: int | None
     last_solve: bool | None
     memory: int | None
+    precision: str
     seed: int
     order_seed: int | None
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..sae import ByLatent, SparseCodes, by_latent, decode, sum_rows
+from ..sae import ByLatent, SparseCodes, by_latent, decode, kernels_for, sum_rows
 from .dead import auxk_loss
 
 
@@ -27,16 +27,25 @@ class Gradients(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """One pass forward and back: Σ‖x̂ − x‖², x̂ − x [N, d_in], the gradients, and the pattern that they share, of sparse codes."""
+    """One pass forward and back: Σ‖x̂ − x‖², x̂ − x [N, d_in], the gradients, the pattern that they share, of sparse codes, and Zᵀx
+    [d_sae, d_in] where it came along."""
 
     squared_error: Tensor
     error: Tensor
     gradients: Gradients
     pattern: ByLatent | None
+    cross: Tensor | None = None
 
 
-def sparse_pass(x: Tensor, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor, decoder: bool = True) -> Pass:
-    """The loss Σ‖x̂ − x‖²/(N·d_in) of rows x [N, d_in] with their TopK codes, and its gradients; the decoder's if asked for."""
+def sparse_pass(
+    x: Tensor, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor, decoder: bool = True, *, moment: bool = False
+) -> Pass:
+    """The loss Σ‖x̂ − x‖²/(N·d_in) of rows x [N, d_in] with their TopK codes, and its gradients; the decoder's if asked for.
+
+    Args:
+        moment: whether Zᵀx will be wanted too. A GPU's kernel takes it from the rows of x that it gathers for ∂W_enc; a CPU gains nothing
+            by that, and makes it later.
+    """
     pattern = by_latent(codes, len(W_dec))
     with torch.enable_grad():  # for the values alone: embedding_bag's own gradient is the gathered product e_r·W_dec,i
         values = codes.values.detach().requires_grad_()
@@ -46,13 +55,17 @@ def sparse_pass(x: Tensor, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor, dec
     (by_code,) = torch.autograd.grad(x_hat, values, error)
     by_code.mul_(codes.values > 0).mul_(scale)
     b_enc = by_code.new_zeros(len(W_dec)).scatter_add_(0, codes.indices.reshape(-1), by_code.reshape(-1))
+    if moment and (kernels := kernels_for(x)):
+        W_enc_rows, cross = kernels.sum_rows(pattern, x, by_code, codes.values)
+    else:
+        W_enc_rows, cross = sum_rows(pattern, by_code, x), None
     gradients = Gradients(
-        sum_rows(pattern, by_code, x),
+        W_enc_rows,
         b_enc,
         sum_rows(pattern, scale * codes.values, error) if decoder else None,
         scale * error.sum(0) if decoder else None,
     )
-    return Pass(error.square().sum(), error, gradients, pattern)
+    return Pass(error.square().sum(), error, gradients, pattern, cross)
 
 
 def dense_pass(x: Tensor, codes: Tensor, W_dec: Tensor, b_dec: Tensor, decoder: bool = True) -> Pass:
