@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..sae import SAE, Architecture, Codes, SAEConfig, decode, select_topk
+from ..sae import SAE, Architecture, Codes, SAEConfig, select_topk, sparse_if_sparse
 from .batchtopk import Threshold, select_batch_topk
 from .config import Activation, TrainConfig
 from .state import State, joined, part
@@ -46,26 +46,13 @@ class Weights:
     def activate(self, pre: Tensor) -> Codes:
         """Pre-activations [N, d_sae] of a training batch -> codes."""
         if self.config.activation == "relu":
-            return pre.relu()
+            return sparse_if_sparse(pre.relu())
         assert self.k is not None
         return (select_topk if self.config.activation == "topk" else select_batch_topk)(pre, self.k)
 
     def encode(self, x: Tensor) -> Codes:
         """A training batch of normalised rows [N, d_in] -> codes."""
         return self.activate(self.pre_activations(x))
-
-    def dense_loss(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The training loss with ReLU, differentiable: a mean over the rows x [N, d_in] of ‖x̂ − x‖²/d_in, plus L1.
-
-        Returns: the loss, Σ‖x̂ − x‖² (detached), and the codes [N, d_sae].
-        """
-        codes = self.pre_activations(x).relu()
-        error = x - decode(codes, self.W_dec, self.b_dec)
-        squared = error.square().sum()
-        loss = squared / error.numel()
-        if self.config.l1:
-            loss = loss + self.config.l1 * (codes * self.W_dec.norm(dim=1)).sum() / error.numel()
-        return loss, squared.detach(), codes
 
     @torch.no_grad()
     def set_decoder(self, W_dec: Tensor, b_dec: Tensor) -> Tensor | None:

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..sae import ByLatent, Codes, SparseCodes
-from .config import TrainConfig
+from ..sae import ByLatent, Codes
+from .config import TOPK, TrainConfig
 from .dead import DeadLatents
 from .encoder import Weights
-from .sparse import add_auxk, dense_pass, sparse_pass
+from .sparse import add_auxk, dense_pass, sparse_pass, through_relu
 from .state import State, joined, part
 
 _ROWS_AT_ONCE = 1024  # of the decoder's gradient, so that what is in between stays in the cache
@@ -46,7 +46,7 @@ class GradientSteps:
         first = None
         for _ in range(self.config.encoder_steps):
             self.optimizer.zero_grad()
-            figures = self._gradients_by_autograd(x) if self.config.activation == "relu" else self._gradients_by_hand(x)
+            figures = self._gradients(x)
             if start is not None:
                 self._pull(start)
             self.update()
@@ -77,7 +77,7 @@ class GradientSteps:
         return self.config.encoder_steps > 1 and bool(self.config.mu_enc or self.config.nu_enc)
 
     @torch.no_grad()
-    def _gradients_by_hand(self, x: Tensor) -> StepFigures:
+    def _gradients(self, x: Tensor) -> StepFigures:
         w, c = self.weights, self.config
         # Memory that is kept costs a tenth of the product less than memory that is new each time.
         if self._pre.shape[0] < len(x):
@@ -86,21 +86,17 @@ class GradientSteps:
         codes = w.activate(pre)
         if w.threshold:
             w.threshold.update(codes)
-        if isinstance(codes, SparseCodes):
-            done = sparse_pass(x, codes, w.W_dec, w.b_dec, self.decoder)
-        else:  # BatchTopK's, where a row has very many
-            done = dense_pass(x, codes, w.W_dec, w.b_dec, self.decoder)
+        l1 = c.l1 / x.numel()
+        one_pass = dense_pass if isinstance(codes, Tensor) else sparse_pass
+        done = one_pass(x, codes, w.W_dec, w.b_dec, self.decoder, through_relu(codes, l1))  # type: ignore[arg-type]
         loss = done.squared_error / x.numel()
-        if c.aux_coefficient and len(dead := self.dead.indices()):
+        if c.l1:
+            loss = loss + l1 * (codes if isinstance(codes, Tensor) else codes.values).sum()
+        if c.aux_coefficient and c.activation in TOPK and len(dead := self.dead.indices()):
             loss = loss + add_auxk(done, c.aux_coefficient, x, pre, w.W_dec, dead)
         for name, gradient in done.gradients._asdict().items():
             getattr(w, name).grad = gradient
         return StepFigures(float(loss), float(done.squared_error), codes, done.pattern)
-
-    def _gradients_by_autograd(self, x: Tensor) -> StepFigures:
-        loss, squared, codes = self.weights.dense_loss(x)
-        loss.backward()
-        return StepFigures(float(loss.detach()), float(squared), codes.detach(), None)
 
     @torch.no_grad()
     def _pull(self, start: list[Tensor]) -> None:
