@@ -8,9 +8,10 @@ from torch import Tensor
 from ..sae import SAE, Architecture, Codes, SAEConfig, select_topk, sparse_if_sparse
 from .batchtopk import Threshold, select_batch_topk
 from .config import Activation, TrainConfig
+from .jumprelu import JumpReLU
 from .state import State, joined, part
 
-ARCHITECTURES: dict[Activation, Architecture] = {"topk": "topk", "batchtopk": "jumprelu", "relu": "standard"}  # as finished
+ARCHITECTURES: dict[Activation, Architecture] = {"topk": "topk", "batchtopk": "jumprelu", "relu": "standard", "jumprelu": "jumprelu"}  # as finished
 NO_ROW = 1e-8  # the norm up to which a solved row counts as none
 
 
@@ -18,7 +19,7 @@ class Weights:
     """An SAE being trained on normalised rows: W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in] with unit-norm rows, b_dec; float32.
 
     The encoder lies in memory by latents, as `W_enc_rows` [d_sae, d_in]: so its gradient comes from sparse codes. With BatchTopK there is
-    the `threshold` of the finished encoder too.
+    the `threshold` of the finished encoder too, with JumpReLU there are the thresholds that are learnt.
     """
 
     def __init__(self, d_in: int, config: TrainConfig, device: torch.device) -> None:
@@ -33,6 +34,7 @@ class Weights:
         self.b_enc = torch.zeros(config.d_sae, device=device)
         self.b_dec = torch.zeros(d_in, device=device)
         self.threshold = Threshold(config, device) if config.activation == "batchtopk" else None
+        self.jumprelu = JumpReLU(config, device) if config.activation == "jumprelu" else None
 
     @property
     def W_enc(self) -> Tensor:
@@ -47,6 +49,8 @@ class Weights:
         """Pre-activations [N, d_sae] of a training batch -> codes."""
         if self.config.activation == "relu":
             return sparse_if_sparse(pre.relu())
+        if self.jumprelu:
+            return self.jumprelu.encode(pre)
         assert self.k is not None
         return (select_topk if self.config.activation == "topk" else select_batch_topk)(pre, self.k)
 
@@ -74,28 +78,36 @@ class Weights:
             return None
         self.W_enc.mul_(norms)
         self.b_enc.mul_(norms)
+        if self.jumprelu:
+            self.jumprelu.rescale(norms)
         return norms
 
     def state(self) -> dict[str, Tensor]:
         """See `train.state`."""
-        own = self._tensors()
-        return own | joined(threshold=self.threshold.state()) if self.threshold else own
+        thresholds = {name: kept.state() for name, kept in self._thresholds().items()}
+        return self._tensors() | joined(**thresholds)
 
     @torch.no_grad()
     def load_state(self, state: State) -> None:
         """Take the weights back."""
         for name, tensor in self._tensors().items():
             tensor.copy_(state[name])
-        if self.threshold:
-            self.threshold.load_state(part(state, "threshold"))
+        for name, kept in self._thresholds().items():
+            kept.load_state(part(state, name))
 
     def sae(self) -> SAE:
         """The SAE of normalised rows that these weights are; BatchTopK's is a JumpReLU SAE with one threshold for all latents."""
         c = self.config
         config = SAEConfig(ARCHITECTURES[c.activation], self.W_dec.shape[1], c.d_sae, c.k if c.activation == "topk" else None)
         weights = {name: t.clone(memory_format=torch.contiguous_format) for name, t in self._tensors().items()}
-        threshold = torch.full_like(weights["b_enc"], float(self.threshold.value)) if self.threshold else None
+        threshold = self.jumprelu.threshold if self.jumprelu else None
+        if self.threshold:
+            threshold = torch.full_like(weights["b_enc"], float(self.threshold.value))
         return SAE(config, **weights, threshold=threshold)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+
+    def _thresholds(self) -> dict[str, Threshold | JumpReLU]:
+        kept = {"threshold": self.threshold, "jumprelu": self.jumprelu}
+        return {name: one for name, one in kept.items() if one is not None}

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..sae import ByLatent, Codes
-from .config import TOPK, TrainConfig
+from .config import WITH_K, TrainConfig
 from .dead import DeadLatents
 from .encoder import Weights
+from .jumprelu import firing
 from .sparse import add_auxk, dense_pass, sparse_pass, through_relu
 from .state import State, joined, part
 
@@ -34,6 +35,8 @@ class GradientSteps:
         self.weights, self.config, self.decoder = weights, config, decoder
         self.dead = DeadLatents(config.d_sae, config.dead_after, weights.b_enc.device)
         self.encoder = [weights.W_enc_rows.requires_grad_(), weights.b_enc.requires_grad_()]
+        if weights.jumprelu:
+            self.encoder.append(weights.jumprelu.log_threshold.requires_grad_())
         trained = [*self.encoder, weights.W_dec.requires_grad_(), weights.b_dec.requires_grad_()] if decoder else self.encoder
         self.optimizer = torch.optim.Adam(trained, lr=config.lr, betas=(0.9, 0.999), fused=True)
         self._pre = torch.empty(0, config.d_sae)
@@ -83,25 +86,31 @@ class GradientSteps:
         if self._pre.shape[0] < len(x):
             self._pre = torch.empty(len(x), c.d_sae, dtype=x.dtype, device=x.device)
         pre = w.pre_activations(x, out=self._pre[: len(x)])
-        codes = w.activate(pre)
+        if w.jumprelu:
+            assert w.k is not None
+            codes, through, penalty = w.jumprelu.forward(pre, w.k)
+        else:
+            codes = w.activate(pre)
+            l1 = c.l1 / x.numel()
+            through, penalty = through_relu(codes, l1), l1 * _total(codes) if l1 else 0.0
         if w.threshold:
             w.threshold.update(codes)
-        l1 = c.l1 / x.numel()
         one_pass = dense_pass if isinstance(codes, Tensor) else sparse_pass
-        done = one_pass(x, codes, w.W_dec, w.b_dec, self.decoder, through_relu(codes, l1))  # type: ignore[arg-type]
-        loss = done.squared_error / x.numel()
-        if c.l1:
-            loss = loss + l1 * (codes if isinstance(codes, Tensor) else codes.values).sum()
-        if c.aux_coefficient and c.activation in TOPK and len(dead := self.dead.indices()):
+        done = one_pass(x, codes, w.W_dec, w.b_dec, self.decoder, through)  # type: ignore[arg-type]
+        loss = done.squared_error / x.numel() + penalty
+        if c.aux_coefficient and c.activation in WITH_K and len(dead := self.dead.indices()):
             loss = loss + add_auxk(done, c.aux_coefficient, x, pre, w.W_dec, dead)
         for name, gradient in done.gradients._asdict().items():
             getattr(w, name).grad = gradient
+        if w.jumprelu:
+            return StepFigures(float(loss), float(done.squared_error), firing(codes), None)  # type: ignore[arg-type]
         return StepFigures(float(loss), float(done.squared_error), codes, done.pattern)
 
     @torch.no_grad()
     def _pull(self, start: list[Tensor]) -> None:
         """The gradient of μ_enc‖W_enc − W_encᵗ‖² + ν_enc‖b_enc − b_encᵗ‖²."""
-        for p, p0, weight in zip(self.encoder, start, (self.config.mu_enc, self.config.nu_enc), strict=True):
+        # thresholds, where there are some, are free
+        for p, p0, weight in zip(self.encoder, start, (self.config.mu_enc, self.config.nu_enc), strict=False):
             assert p.grad is not None
             p.grad.add_(p - p0, alpha=2 * weight)
 
@@ -118,3 +127,7 @@ class GradientSteps:
             gradient.addcmul_((gradient * rows).sum(1, keepdim=True), rows, value=-1)
         self.optimizer.step()
         W_dec.div_(W_dec.norm(dim=1, keepdim=True).clamp_(min=1e-12))
+
+
+def _total(codes: Codes) -> Tensor:
+    return (codes if isinstance(codes, Tensor) else codes.values).sum()
