@@ -375,7 +375,7 @@ def test_too_many_latents_for_the_memory_are_a_sentence(store, tmp_path):
         ({"d_sae": 0}, "d_sae=0"),
         ({"memory_rows": 0}, "memory_rows=0"),
         ({"k_start": K - 1}, "k_start=5 must be between k=6"),
-        ({"activation": "relu", "k": None, "k_start": 9}, "--k-start belongs to topk and batchtopk"),
+        ({"activation": "relu", "k": None, "k_start": 9}, "--k-start belongs to topk, batchtopk, jumprelu"),
         ({"activation": "batchtopk", "k": None}, "k=None must be between 1"),
         ({"activation": "batchtopk", "k": D_SAE + 1}, "k=97 must be between 1"),
         ({"warmup": 1.5}, "warmup=1.5 is a share"),

@@ -37,6 +37,7 @@ CONFIGS = {
     "adam": replace(CONFIG, method="adam"),
     "relu": replace(CONFIG, activation="relu", k=None, k_start=None, l1=1.0),
     "batchtopk": replace(CONFIG, activation="batchtopk"),
+    "jumprelu": replace(CONFIG, activation="jumprelu"),
     "batchtopk, adam": replace(CONFIG, activation="batchtopk", method="adam"),
 }
 

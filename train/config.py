@@ -28,7 +28,8 @@ class TrainConfig:
         k: latents kept a row (topk), on average (batchtopk), or aimed at on average (jumprelu).
         l1: weight of the sparsity penalty Σ z_i‖W_dec,i‖ (relu).
         l0: weight of the sparsity penalty (L0/k − 1)² (jumprelu).
-        bandwidth: width of the window around a threshold that its gradient is estimated from (jumprelu), in units of pre-activations.
+        bandwidth: width of the window around a threshold that its gradient is estimated from (jumprelu), in units of √(d_in/k): the
+            pre-activations of a row's latents if there were k of one size.
         rows: rows to train on in all, epochs counted.
         batch_size: rows a step.
         k_start: k at the beginning; None: k.
@@ -64,7 +65,7 @@ class TrainConfig:
     decay: float = 0.35
     l1: float = 0.0
     l0: float = 1.0
-    bandwidth: float = 0.5
+    bandwidth: float = 0.2
     encoder_steps: int = 1
     mu_enc: float = 0.0
     nu_enc: float = 0.0
@@ -114,7 +115,9 @@ class TrainConfig:
         if not 0 <= self.seed < 2**63:
             raise SplinterpError(f"seed={self.seed} must be between 0 and 2^63 - 1.")
         if self.bandwidth == 0:
-            raise SplinterpError("bandwidth=0 would leave the thresholds where they are; give a positive --bandwidth or leave it out.")
+            raise SplinterpError(
+                "bandwidth=0 would leave the thresholds where they are; give a positive --bandwidth or leave it out."
+            )
         if self.lr == 0:
             raise SplinterpError("lr=0 would train nothing; give a positive --lr or leave it out.")
 

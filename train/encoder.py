@@ -11,7 +11,12 @@ from .config import Activation, TrainConfig
 from .jumprelu import JumpReLU
 from .state import State, joined, part
 
-ARCHITECTURES: dict[Activation, Architecture] = {"topk": "topk", "batchtopk": "jumprelu", "relu": "standard", "jumprelu": "jumprelu"}  # as finished
+ARCHITECTURES: dict[Activation, Architecture] = {
+    "topk": "topk",
+    "batchtopk": "jumprelu",
+    "relu": "standard",
+    "jumprelu": "jumprelu",
+}  # as finished
 NO_ROW = 1e-8  # the norm up to which a solved row counts as none
 
 
@@ -34,7 +39,7 @@ class Weights:
         self.b_enc = torch.zeros(config.d_sae, device=device)
         self.b_dec = torch.zeros(d_in, device=device)
         self.threshold = Threshold(config, device) if config.activation == "batchtopk" else None
-        self.jumprelu = JumpReLU(config, device) if config.activation == "jumprelu" else None
+        self.jumprelu = JumpReLU(d_in, config, device) if config.activation == "jumprelu" else None
 
     @property
     def W_enc(self) -> Tensor:

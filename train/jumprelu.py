@@ -25,6 +25,8 @@ from .state import State
 
 # Pre-activations have a root mean square of one half at the beginning (`Weights`).
 _SPREAD, _LEAST = 0.5, 0.05
+# Times k that fire at the beginning: what lies far below its threshold has no gradient, so that L0 comes down more easily than up.
+_MORE = 2
 
 
 class Forward(NamedTuple):
@@ -43,15 +45,16 @@ class Forward(NamedTuple):
 class JumpReLU:
     """The thresholds, as `log_threshold` float32 [d_sae], in units of pre-activations: those of normalised rows and unit decoder norms.
 
-    They begin where k latents a row fire if pre-activations are normal.
+    They begin where twice k latents a row fire if pre-activations are normal.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, d_in: int, config: TrainConfig, device: torch.device) -> None:
+        assert config.k is not None
         k = config.k_start or config.k
-        assert k is not None
-        at = NormalDist().inv_cdf(1 - k / config.d_sae) if k < config.d_sae else 0.0
+        share = min(0.5, _MORE * k / config.d_sae)
+        at = NormalDist().inv_cdf(1 - share)
         self.log_threshold = torch.full((config.d_sae,), math.log(max(_LEAST, _SPREAD * at)), device=device)
-        self.bandwidth, self.weight = config.bandwidth, config.l0
+        self.bandwidth, self.weight = config.bandwidth * (d_in / config.k) ** 0.5, config.l0
 
     @property
     def threshold(self) -> Tensor:
