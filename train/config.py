@@ -10,6 +10,7 @@ from ..errors import SplinterpError
 
 Method = Literal["pam", "adam"]
 Activation = Literal["topk", "batchtopk", "relu", "jumprelu"]
+Revive = Literal["auxk", "resample", "none"]
 WITH_K: tuple[Activation, ...] = ("topk", "batchtopk", "jumprelu")  # those that are told how many latents a row has
 
 
@@ -45,7 +46,9 @@ class TrainConfig:
         solve_every: steps between two solves; None: chosen from their cost.
         memory_rows: how many rows the statistics remember (an exponential window); None: chosen from d_sae.
         last_solve: whether the finished encoder's decoder is solved once more over all training rows.
-        aux_coefficient: weight of AuxK, the loss that revives dead latents (topk, batchtopk); 0 turns it off.
+        revive: what is done for dead latents: auxk (a loss by which they reconstruct what the live ones leave), resample (they begin anew
+            towards rows with a large loss) or none.
+        aux_coefficient: weight of AuxK.
         dead_after: rows without firing after which a latent counts as dead in training.
         memory: bytes that the statistics and their solves may take; None: half of the device's memory. Where the Gram matrix takes more,
             solves are by conjugate gradients over a plain window of `memory_rows` rows, no more than fit.
@@ -78,6 +81,7 @@ class TrainConfig:
     solve_every: int | None = None
     memory_rows: int | None = None
     last_solve: bool = True
+    revive: Revive = "auxk"
     aux_coefficient: float = 1 / 32
     dead_after: int = 50_000
     memory: int | None = None
@@ -88,6 +92,8 @@ class TrainConfig:
             raise SplinterpError(f"--method {self.method} is unknown; choose one of {', '.join(get_args(Method))}.")
         if self.activation not in get_args(Activation):
             raise SplinterpError(f"--activation {self.activation} is unknown; choose one of {', '.join(get_args(Activation))}.")
+        if self.revive not in get_args(Revive):
+            raise SplinterpError(f"--revive {self.revive} is unknown; choose one of {', '.join(get_args(Revive))}.")
         for name in ("d_sae", "rows", "batch_size", "encoder_steps", "dead_after"):
             if getattr(self, name) < 1:
                 raise SplinterpError(f"{name}={getattr(self, name)} must be at least 1.")

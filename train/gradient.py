@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..sae import ByLatent, Codes
-from .config import WITH_K, TrainConfig
+from .config import TrainConfig
 from .dead import DeadLatents
 from .encoder import Weights
 from .jumprelu import firing
+from .resample import Resampling
 from .sparse import add_auxk, dense_pass, sparse_pass, through_relu
 from .state import State, joined, part
 
@@ -19,13 +20,15 @@ _ROWS_AT_ONCE = 1024  # of the decoder's gradient, so that what is in between st
 
 
 class StepFigures(NamedTuple):
-    """What a step tells: the loss, Σ‖x̂ − x‖² over the batch, the codes and, if they are sparse, their pattern by latent; all as they
-    were in its first forward pass."""
+    """What a step tells: the loss, Σ‖x̂ − x‖² over the batch, the codes, their pattern by latent if there is one, and x̂ − x [N, d_in];
+    all as they were in its first forward pass. And the latents that have begun anew since."""
 
     loss: float
     squared_error: float
     codes: Codes
     pattern: ByLatent | None
+    error: Tensor
+    revived: Tensor | None = None
 
 
 class GradientSteps:
@@ -39,6 +42,7 @@ class GradientSteps:
             self.encoder.append(weights.jumprelu.log_threshold.requires_grad_())
         trained = [*self.encoder, weights.W_dec.requires_grad_(), weights.b_dec.requires_grad_()] if decoder else self.encoder
         self.optimizer = torch.optim.Adam(trained, lr=config.lr, betas=(0.9, 0.999), fused=True)
+        self.resampling = Resampling(config) if config.revive == "resample" else None
         self._pre = torch.empty(0, config.d_sae)
 
     def step(self, x: Tensor, lr: float) -> StepFigures:
@@ -56,12 +60,18 @@ class GradientSteps:
             first = first or figures
         assert first is not None
         self.dead.update(first.codes, len(x))
-        return first
+        if self.resampling is None:
+            return first
+        revived = self.resampling.revive(self.weights, self.optimizer, self.dead.indices(), first.error, lr)
+        if revived is not None:
+            self.dead.rows_since[revived] = 0
+        return first._replace(revived=revived)
 
     def state(self) -> dict[str, Tensor]:
-        """The moments of Adam, once there has been a step, and the dead latents' counters; the weights belong to others."""
+        """The moments of Adam, once there has been a step, the dead latents' counters, and a random generator if there is one; the weights
+        belong to others."""
         moments = {f"{i}.{name}": value for i, p in enumerate(self._trained) for name, value in self.optimizer.state[p].items()}
-        return joined(adam=moments, dead=self.dead.state())
+        return joined(adam=moments, dead=self.dead.state(), resampling=self.resampling.state() if self.resampling else {})
 
     def load_state(self, state: State) -> None:
         """Take moments and counters back."""
@@ -69,6 +79,8 @@ class GradientSteps:
         for i, p in enumerate(self._trained):
             self.optimizer.state[p] = {name: value.clone().to(p.device) for name, value in part(moments, str(i)).items()}
         self.dead.load_state(part(state, "dead"))
+        if self.resampling:
+            self.resampling.load_state(part(state, "resampling"))
 
     @property
     def _trained(self) -> list[Tensor]:
@@ -98,13 +110,14 @@ class GradientSteps:
         one_pass = dense_pass if isinstance(codes, Tensor) else sparse_pass
         done = one_pass(x, codes, w.W_dec, w.b_dec, self.decoder, through)  # type: ignore[arg-type]
         loss = done.squared_error / x.numel() + penalty
-        if c.aux_coefficient and c.activation in WITH_K and len(dead := self.dead.indices()):
+        if c.revive == "auxk" and c.aux_coefficient and len(dead := self.dead.indices()):
             loss = loss + add_auxk(done, c.aux_coefficient, x, pre, w.W_dec, dead)
         for name, gradient in done.gradients._asdict().items():
             getattr(w, name).grad = gradient
+        pattern = done.pattern
         if w.jumprelu:
-            return StepFigures(float(loss), float(done.squared_error), firing(codes), None)  # type: ignore[arg-type]
-        return StepFigures(float(loss), float(done.squared_error), codes, done.pattern)
+            codes, pattern = firing(codes), None  # type: ignore[arg-type]
+        return StepFigures(float(loss), float(done.squared_error), codes, pattern, done.error)
 
     @torch.no_grad()
     def _pull(self, start: list[Tensor]) -> None:

@@ -149,6 +149,11 @@ class Statistics:
         self._cross.mul_(s[:, None])
         self._sum_z.mul_(s)
 
+    def forget(self, latents: Tensor) -> None:
+        """The statistics as if every code of these latents [n] had been zero."""
+        self._gram[latents], self._gram[:, latents] = 0, 0
+        self._cross[latents], self._sum_z[latents] = 0, 0
+
     def loss(self, W_dec: Tensor, b_dec: Tensor) -> float:
         """Σ ‖z·W_dec + b_dec − x‖² over the rows, exact for any W_dec [d_sae, d_in], b_dec [d_in], without another pass."""
         return squared_error(self, W_dec, b_dec)

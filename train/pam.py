@@ -52,6 +52,8 @@ class PAM:
         """One batch of normalised rows x [N, d_in]."""
         figures = self.gradient.step(x, lr)  # (a)
         with torch.no_grad():  # (b)
+            if figures.revived is not None:
+                self.statistics.forget(figures.revived)
             codes, pattern = (figures.codes, figures.pattern) if self.fresh_enough else (self.weights.encode(x), None)
             if isinstance(self.statistics, Window):
                 assert isinstance(codes, SparseCodes)
