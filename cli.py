@@ -348,17 +348,31 @@ def train(
     site: SiteOption = None,
     out: Annotated[Path | None, typer.Option(help="The run directory. \\[default: runs/<store>-<method>-<date>]")] = None,
     method: Annotated[str, typer.Option(help="pam (closed-form decoder) or adam (the baseline).")] = "pam",
-    activation: Annotated[str, typer.Option(help="topk, batchtopk (k a row on average; saved as jumprelu) or relu.")] = "topk",
+    activation: Annotated[
+        str, typer.Option(help="topk, batchtopk (k a row on average; saved as jumprelu), jumprelu or relu.")
+    ] = "topk",
     latents: Annotated[int | None, typer.Option(parser=quantity, help="Number of latents; instead of --expansion.")] = None,
     expansion: Annotated[int, typer.Option(parser=quantity, help="Latents per input dimension.")] = 8,
     k: Annotated[
-        int, typer.Option(parser=quantity, help="Latents kept a row (topk), on average over a batch (batchtopk).")
+        int,
+        typer.Option(
+            parser=quantity, help="Latents kept a row (topk), on average over a batch (batchtopk), aimed at (jumprelu)."
+        ),
     ] = 32,
-    k_start: Annotated[
-        int | None, typer.Option(parser=quantity, help="Latents kept a row at the beginning. \\[default: k]")
-    ] = None,
+    k_start: Annotated[int | None, typer.Option(parser=quantity, help="k at the beginning. \\[default: k]")] = None,
     k_anneal: Annotated[float, typer.Option(help="Share of the run over which --k-start comes down to --k.")] = 0.2,
     l1: Annotated[float | None, typer.Option(help="Weight of the sparsity penalty (relu).  \\[default: 5]")] = None,
+    l0: Annotated[
+        float | None, typer.Option(help="Weight of the sparsity penalty (L0/k - 1)² (jumprelu).  \\[default: 1]")
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(help="Window around a threshold that its gradient comes from, in √(d_in/k) (jumprelu).  \\[default: 0.2]"),
+    ] = None,
+    revive: Annotated[
+        str,
+        typer.Option(help="Dead latents: auxk (a loss), resample (they begin anew, towards badly reconstructed rows) or none."),
+    ] = "auxk",
     tokens: Annotated[
         int | None, typer.Option(parser=quantity, help="Rows to train on, epochs counted; instead of --epochs.")
     ] = None,
@@ -431,6 +445,8 @@ def train(
         raise typer.BadParameter("--resume needs the --out of the run to go on with")
     if l1 is not None and activation != "relu":
         raise typer.BadParameter("--l1 belongs to --activation relu")
+    if (l0 is not None or bandwidth is not None) and activation != "jumprelu":
+        raise typer.BadParameter("--l0 and --bandwidth belong to --activation jumprelu")
     opened = stores.open(store)
     chosen = opened.site(site)
     d_sae = latents or expansion * chosen.d
@@ -439,7 +455,8 @@ def train(
     size = _unless_auto(batch_size, parse_quantity, "--batch-size") or auto_batch_size(rows)
     config = TrainConfig(
         method=method, activation=activation, d_sae=d_sae, k=None if activation == "relu" else k, k_start=k_start, k_anneal=k_anneal, warmup=warmup, decay=decay,  # type: ignore[arg-type]
-        l1=(5.0 if l1 is None else l1) if activation == "relu" else 0.0, rows=rows, batch_size=size,
+        l1=(5.0 if l1 is None else l1) if activation == "relu" else 0.0, l0=1.0 if l0 is None else l0,
+        bandwidth=0.2 if bandwidth is None else bandwidth, revive=revive, rows=rows, batch_size=size,  # type: ignore[arg-type]
         lr=auto_lr(chosen.d) if rate is None else rate, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec,
         nu_dec=nu_dec, alpha=alpha, beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every,
         memory_rows=memory_rows, last_solve=(method == "pam") if last_solve is None else last_solve,

@@ -53,7 +53,7 @@ def run(store, tmp_path, c: TrainConfig):
 
 
 @pytest.mark.parametrize("method", ["pam", "adam"])
-@pytest.mark.parametrize("activation", ["topk", "batchtopk", "relu"])
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "relu", "jumprelu"])
 def test_a_run_learns_and_leaves_what_it_says(store, tmp_path, method, activation):
     sparse = {"k": None, "l1": 1.0} if activation == "relu" else {}
     result = run(store, tmp_path, config(method, activation=activation, **sparse))
@@ -366,6 +366,7 @@ def test_too_many_latents_for_the_memory_are_a_sentence(store, tmp_path):
         ({"k": 97}, "k=97 must be between 1 and the number of latents, 96"),
         ({"method": "sgd"}, "--method sgd"),
         ({"activation": "gelu"}, "--activation gelu"),
+        ({"revive": "pray"}, "--revive pray is unknown; choose one of auxk, resample, none"),
         ({"rows": 0}, "rows=0"),
         ({"lr": 0.0}, "lr=0"),
         ({"lr": float("nan")}, "lr=nan"),
