@@ -362,9 +362,7 @@ def train(
     k_start: Annotated[int | None, typer.Option(parser=quantity, help="k at the beginning. \\[default: k]")] = None,
     k_anneal: Annotated[float, typer.Option(help="Share of the run over which --k-start comes down to --k.")] = 0.2,
     l1: Annotated[float | None, typer.Option(help="Weight of the sparsity penalty (relu).  \\[default: 5]")] = None,
-    l0: Annotated[
-        float | None, typer.Option(help="Weight of the sparsity penalty (L0/k - 1)² (jumprelu).  \\[default: 1]")
-    ] = None,
+    l0: Annotated[float | None, typer.Option(help="Weight of the penalty on L0/k - 1 (jumprelu).  \\[default: 3]")] = None,
     bandwidth: Annotated[
         float | None,
         typer.Option(help="Window around a threshold that its gradient comes from, in √(d_in/k) (jumprelu).  \\[default: 0.2]"),
@@ -455,7 +453,7 @@ def train(
     size = _unless_auto(batch_size, parse_quantity, "--batch-size") or auto_batch_size(rows)
     config = TrainConfig(
         method=method, activation=activation, d_sae=d_sae, k=None if activation == "relu" else k, k_start=k_start, k_anneal=k_anneal, warmup=warmup, decay=decay,  # type: ignore[arg-type]
-        l1=(5.0 if l1 is None else l1) if activation == "relu" else 0.0, l0=1.0 if l0 is None else l0,
+        l1=(5.0 if l1 is None else l1) if activation == "relu" else 0.0, l0=3.0 if l0 is None else l0,
         bandwidth=0.2 if bandwidth is None else bandwidth, revive=revive, rows=rows, batch_size=size,  # type: ignore[arg-type]
         lr=auto_lr(chosen.d) if rate is None else rate, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec,
         nu_dec=nu_dec, alpha=alpha, beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every,

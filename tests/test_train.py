@@ -60,7 +60,7 @@ def test_a_run_learns_and_leaves_what_it_says(store, tmp_path, method, activatio
     untrained = evaluate_rows(
         PAM(D_IN, config(activation=activation, **sparse), CPU).weights.sae(), Rows.of(store, SITE, CPU).once("held_out", 4096)
     )
-    assert result.summary["fvu"] < 0.5 * untrained["fvu"]
+    assert result.summary["fvu"] < 0.6 * untrained["fvu"]
     assert result.summary["fvu"] < 0.3
     loaded = load_sae(tmp_path / "run")
     again = evaluate_rows(loaded, raw_rows(store, SITE, CPU, "held_out"))

@@ -28,7 +28,7 @@ class TrainConfig:
         d_sae: number of latents.
         k: latents kept a row (topk), on average (batchtopk), or aimed at on average (jumprelu).
         l1: weight of the sparsity penalty Σ z_i‖W_dec,i‖ (relu).
-        l0: weight of the sparsity penalty (L0/k − 1)² (jumprelu).
+        l0: weight of the sparsity penalty on L0/k − 1 (jumprelu).
         bandwidth: width of the window around a threshold that its gradient is estimated from (jumprelu), in units of √(d_in/k): the
             pre-activations of a row's latents if there were k of one size.
         rows: rows to train on in all, epochs counted.
@@ -67,7 +67,7 @@ class TrainConfig:
     warmup: float | None = None
     decay: float = 0.35
     l1: float = 0.0
-    l0: float = 1.0
+    l0: float = 3.0
     bandwidth: float = 0.2
     encoder_steps: int = 1
     mu_enc: float = 0.0

@@ -39,7 +39,7 @@ class GradientSteps:
         self.dead = DeadLatents(config.d_sae, config.dead_after, weights.b_enc.device)
         self.encoder = [weights.W_enc_rows.requires_grad_(), weights.b_enc.requires_grad_()]
         if weights.jumprelu:
-            self.encoder.append(weights.jumprelu.log_threshold.requires_grad_())
+            self.encoder.append(weights.jumprelu.slow_log.requires_grad_())
         trained = [*self.encoder, weights.W_dec.requires_grad_(), weights.b_dec.requires_grad_()] if decoder else self.encoder
         self.optimizer = torch.optim.Adam(trained, lr=config.lr, betas=(0.9, 0.999), fused=True)
         self.resampling = Resampling(config) if config.revive == "resample" else None

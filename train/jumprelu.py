@@ -1,12 +1,19 @@
 """JumpReLU (Rajamanoharan et al., "Jumping Ahead", arXiv 2407.14435): each latent learns the threshold θ from which it fires.
 
-z = u·H(u − θ) for a pre-activation u, H the unit step. The loss of a batch has the penalty λ·(L0/k − 1)², L0 the mean number of latents a
-row and k the number wanted: the paper's loss for a given sparsity, but of the batch's mean, so that rows share out their latents. Its λ
-need not be tuned to come to k. Neither z nor L0 has a gradient by θ that is of use: as in the paper, the straight-through ones are
+z = u·H(u − θ) for a pre-activation u, H the unit step. The loss of a batch has the penalty
+
+    λ·h(L0/k − 1),   h(a) = a² up to |a| = 1/10 and linear beyond,
+
+L0 the mean number of latents a row and k the number wanted. It is the paper's loss for a given sparsity, (L0/k − 1)², but for the batch's
+mean, so that rows share out their latents, and but for the linear part: Adam's second moments remember large gradients for a thousand steps,
+and a square let L0 fall below k at first and hardly come back. λ need not be tuned to come to k.
+
+Neither z nor L0 has a gradient by θ that is of use: as in the paper, the straight-through ones are
 
     ∂z/∂θ = −(θ/ε)·K((u − θ)/ε),   ∂H/∂θ = −(1/ε)·K((u − θ)/ε),   K(a) = 1 where |a| < 1/2, else 0,
 
-estimates of the expected loss's gradient from what lies within half a bandwidth ε of the threshold. θ is trained by its logarithm.
+estimates of the expected loss's gradient from what lies within half a bandwidth ε of the threshold. (Handing them on to the encoder too left
+fewer latents dead and the FVU higher when tried.) θ is trained by its logarithm.
 """
 
 from __future__ import annotations
@@ -27,6 +34,10 @@ from .state import State
 _SPREAD, _LEAST = 0.5, 0.05
 # Times k that fire at the beginning: what lies far below its threshold has no gradient, so that L0 comes down more easily than up.
 _MORE = 2
+# How far from k, relative to it, the penalty is a square.
+_NEAR = 0.1
+# Adam takes steps of the same size on everything: thresholds keep up with the encoder at this many times its rate.
+_PACE = 3.0
 
 
 class Forward(NamedTuple):
@@ -34,7 +45,7 @@ class Forward(NamedTuple):
 
     Attributes:
         codes: with entries, of value zero, for all pre-activations from half a bandwidth below the threshold; or dense.
-        through: the way back, which leaves the thresholds' gradient behind. penalty: λ(L0/k − 1)².
+        through: the way back, which leaves the thresholds' gradient behind. penalty: λ·h(L0/k − 1).
     """
 
     codes: RaggedCodes | Tensor
@@ -43,7 +54,7 @@ class Forward(NamedTuple):
 
 
 class JumpReLU:
-    """The thresholds, as `log_threshold` float32 [d_sae], in units of pre-activations: those of normalised rows and unit decoder norms.
+    """The thresholds θ = exp(3·slow_log), float32 [d_sae], in units of pre-activations: those of normalised rows and unit decoder norms.
 
     They begin where twice k latents a row fire if pre-activations are normal.
     """
@@ -53,13 +64,13 @@ class JumpReLU:
         k = config.k_start or config.k
         share = min(0.5, _MORE * k / config.d_sae)
         at = NormalDist().inv_cdf(1 - share)
-        self.log_threshold = torch.full((config.d_sae,), math.log(max(_LEAST, _SPREAD * at)), device=device)
+        self.slow_log = torch.full((config.d_sae,), math.log(max(_LEAST, _SPREAD * at)) / _PACE, device=device)
         self.bandwidth, self.weight = config.bandwidth * (d_in / config.k) ** 0.5, config.l0
 
     @property
     def threshold(self) -> Tensor:
         """θ [d_sae]."""
-        return self.log_threshold.detach().exp()
+        return (_PACE * self.slow_log.detach()).exp()
 
     def encode(self, pre: Tensor) -> Codes:
         """Pre-activations [N, d_sae] -> codes."""
@@ -72,7 +83,8 @@ class JumpReLU:
         reached, theta = (codes, threshold) if isinstance(codes, Tensor) else (codes.values, threshold[codes.indices])
         fires = ~(reached <= theta)
         over = float(fires.sum()) / len(pre) / k - 1
-        by_step = 2 * self.weight * over / k / len(pre)  # of the penalty, by each H
+        near = max(-_NEAR, min(_NEAR, over))
+        by_step = 2 * self.weight * near / k / len(pre)  # of the penalty, by each H
         window = (reached - theta).abs() < half
 
         def through(by_code: Tensor) -> Tensor:
@@ -81,25 +93,29 @@ class JumpReLU:
                 by_threshold = by_theta.sum(0)
             else:
                 by_threshold = torch.zeros_like(threshold).scatter_add_(0, codes.indices, by_theta)
-            self.log_threshold.grad = threshold * by_threshold
+            self.slow_log.grad = _PACE * threshold * by_threshold
             return by_code.mul_(fires)
 
         values = reached * fires
-        return Forward(values if isinstance(codes, Tensor) else codes._replace(values=values), through, self.weight * over**2)
+        return Forward(
+            values if isinstance(codes, Tensor) else codes._replace(values=values),
+            through,
+            self.weight * near * (2 * over - near),
+        )
 
     @torch.no_grad()
     def rescale(self, factors: Tensor) -> None:
         """Change of gauge: all pre-activations of latent i are multiplied by factors[i], and so is its threshold; factors [d_sae] > 0."""
-        self.log_threshold.add_(factors.log())
+        self.slow_log.add_(factors.log() / _PACE)
 
     def state(self) -> dict[str, Tensor]:
         """See `train.state`."""
-        return {"log_threshold": self.log_threshold.detach()}
+        return {"slow_log": self.slow_log.detach()}
 
     @torch.no_grad()
     def load_state(self, state: State) -> None:
         """Take the thresholds back."""
-        self.log_threshold.copy_(state["log_threshold"])
+        self.slow_log.copy_(state["slow_log"])
 
 
 def firing(codes: RaggedCodes | Tensor) -> RaggedCodes | Tensor:

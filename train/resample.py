@@ -53,7 +53,7 @@ class Resampling:
         weights.W_enc_rows[dead] = _NORM * norm * directions
         weights.b_enc[dead] = 0
         if weights.jumprelu and bool(live.any()):
-            thresholds = weights.jumprelu.log_threshold
+            thresholds = weights.jumprelu.slow_log
             thresholds[dead] = thresholds[live].mean()
         for p in optimizer.param_groups[0]["params"]:
             if len(p) == len(live) and p is not weights.b_dec:
