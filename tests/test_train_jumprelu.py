@@ -100,7 +100,7 @@ def rows(n: int, seed: int = 0) -> torch.Tensor:
 
 def test_a_solved_decoder_leaves_the_reconstructions_and_who_fires():
     pam, x = PAM(D_IN, config(), CPU), (rows(2000) - 20) / 5
-    pam.statistics.add(x, pam.weights.encode(x))
+    pam.statistics.add(x, pam.weights.encode(x))  # type: ignore[arg-type]
     before = to_dense(pam.weights.encode(x), D_SAE) > 0
     decoder = pam.solve()
     pre = pam.weights.encode(x)
