@@ -353,17 +353,29 @@ def train(
         typer.Option(help="The run directory; of a sweep the one that holds them. \\[default: runs/<store>-<method>-<date>]"),
     ] = None,
     method: Annotated[str, typer.Option(help="pam (closed-form decoder) or adam (the baseline).")] = "pam",
-    activation: Annotated[str, typer.Option(help="topk, batchtopk (k a row on average; saved as jumprelu) or relu.")] = "topk",
+    activation: Annotated[
+        str, typer.Option(help="topk, batchtopk (k a row on average; saved as jumprelu), jumprelu or relu.")
+    ] = "topk",
     latents: Annotated[int | None, typer.Option(parser=quantity, help="Number of latents; instead of --expansion.")] = None,
     expansion: Annotated[int, typer.Option(parser=quantity, help="Latents per input dimension.")] = 8,
     k: Annotated[
-        int, typer.Option(parser=quantity, help="Latents kept a row (topk), on average over a batch (batchtopk).")
+        int,
+        typer.Option(
+            parser=quantity, help="Latents kept a row (topk), on average over a batch (batchtopk), aimed at (jumprelu)."
+        ),
     ] = 32,
-    k_start: Annotated[
-        int | None, typer.Option(parser=quantity, help="Latents kept a row at the beginning. \\[default: k]")
-    ] = None,
+    k_start: Annotated[int | None, typer.Option(parser=quantity, help="k at the beginning. \\[default: k]")] = None,
     k_anneal: Annotated[float, typer.Option(help="Share of the run over which --k-start comes down to --k.")] = 0.2,
     l1: Annotated[float | None, typer.Option(help="Weight of the sparsity penalty (relu).  \\[default: 5]")] = None,
+    l0: Annotated[float | None, typer.Option(help="Weight of the penalty on L0/k - 1 (jumprelu).  \\[default: 3]")] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(help="Window around a threshold that its gradient comes from, in √(d_in/k) (jumprelu).  \\[default: 0.2]"),
+    ] = None,
+    revive: Annotated[
+        str,
+        typer.Option(help="Dead latents: auxk (a loss), resample (they begin anew, towards badly reconstructed rows) or none."),
+    ] = "auxk",
     tokens: Annotated[
         int | None, typer.Option(parser=quantity, help="Rows to train on, epochs counted; instead of --epochs.")
     ] = None,
@@ -457,7 +469,7 @@ def train(
         if name != "seed" and source and source.name == "COMMANDLINE":  # --seed still is that of the rows' order
             raise typer.BadParameter(f"give --{name} or --sweep {name}=…, not both")
     options = TrainOptions(
-        method=method, activation=activation, latents=latents, expansion=expansion, k=k, k_start=k_start, k_anneal=k_anneal, l1=l1,
+        method=method, activation=activation, latents=latents, expansion=expansion, k=k, k_start=k_start, k_anneal=k_anneal, l1=l1, l0=l0, bandwidth=bandwidth, revive=revive,
         tokens=tokens, epochs=epochs, batch_size=_unless_auto(batch_size, parse_quantity, "--batch-size"), lr=_unless_auto(lr, float, "--lr"),
         warmup=warmup, decay=decay, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec, nu_dec=nu_dec, alpha=alpha,
         beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every, memory_rows=memory_rows,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import SAEError
 from .codes import Codes, SparseCodes, decode
+from .ragged import sparse_if_sparse
 
 Architecture = Literal["standard", "topk", "jumprelu"]
 
@@ -82,7 +83,8 @@ class SAE:
         return torch.addmm(self.b_enc, x, self.W_enc)
 
     def encode(self, x: Tensor) -> Codes:
-        """Rows [N, d_in] -> codes: SparseCodes with k entries a row for topk, dense [N, d_sae] otherwise."""
+        """Rows [N, d_in] -> codes: SparseCodes with k entries a row for topk; otherwise RaggedCodes where few are not zero, else dense
+        [N, d_sae]."""
         pre = self.pre_activations(x)
         match self.config.architecture:
             case "topk":
@@ -92,9 +94,9 @@ class SAE:
                 return select_topk(pre, self.config.k)
             case "jumprelu":
                 assert self.threshold is not None
-                return pre.relu() * (pre > self.threshold)
+                return sparse_if_sparse(pre.relu() * (pre > self.threshold))
             case "standard":
-                return pre.relu()
+                return sparse_if_sparse(pre.relu())
 
     def decode(self, codes: Codes) -> Tensor:
         """Codes of N rows -> reconstructions [N, d_in]."""

@@ -37,6 +37,9 @@ CONFIGS = {
     "adam": replace(CONFIG, method="adam"),
     "relu": replace(CONFIG, activation="relu", k=None, k_start=None, l1=1.0),
     "batchtopk": replace(CONFIG, activation="batchtopk"),
+    "jumprelu": replace(CONFIG, activation="jumprelu"),
+    "resampling": replace(CONFIG, activation="jumprelu", revive="resample", dead_after=600, decay=0.1),
+    "resampling without a Gram matrix": replace(CONFIG, revive="resample", dead_after=600, decay=0.1, memory=250_000),
     "batchtopk, adam": replace(CONFIG, activation="batchtopk", method="adam"),
 }
 

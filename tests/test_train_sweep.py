@@ -26,7 +26,7 @@ from splinterp.train.rows import Rows
 
 SITE, D_IN, D_SAE, N = "hook", 24, 96, 6000
 OPTIONS = TrainOptions(
-    method="pam", activation="topk", latents=D_SAE, expansion=8, k=6, k_start=None, k_anneal=0.2, l1=None, tokens=6500, epochs=None,
+    method="pam", activation="topk", latents=D_SAE, expansion=8, k=6, k_start=None, k_anneal=0.2, l1=None, l0=None, bandwidth=None, revive="auxk", tokens=6500, epochs=None,
     batch_size=256, lr=1e-2, warmup=None, decay=0.35, encoder_steps=1, mu_enc=0.0, nu_enc=0.0, mu_dec=0.0, nu_dec=0.0, alpha=0.0, beta=0.0,
     ridge=None, decoder_steps=True, solve_every=3, memory_rows=2000, last_solve=None, memory=None, precision="auto", seed=0, order_seed=None,
 )  # fmt: skip

@@ -52,6 +52,8 @@ class PAM:
         """One batch of normalised rows x [N, d_in]."""
         figures = self.gradient.step(x, lr)  # (a)
         with torch.no_grad():  # (b)
+            if figures.revived is not None:
+                self.statistics.forget(figures.revived)
             if self.fresh_enough:
                 codes, pattern, cross = figures.codes, figures.pattern, figures.cross
             else:

@@ -23,6 +23,9 @@ class TrainOptions:
     k_start: int | None
     k_anneal: float
     l1: float | None
+    l0: float | None
+    bandwidth: float | None
+    revive: str
     tokens: int | None
     epochs: int | None
     batch_size: int | None
@@ -54,6 +57,10 @@ class TrainOptions:
         """
         if self.l1 is not None and self.activation != "relu":
             raise SplinterpError(f"--l1 belongs to --activation relu; leave it out with {self.activation}.")
+        if (self.l0 is not None or self.bandwidth is not None) and self.activation != "jumprelu":
+            raise SplinterpError(
+                f"--l0 and --bandwidth belong to --activation jumprelu; leave them out with {self.activation}."
+            )
         rows = self.tokens if self.tokens is not None else (self.epochs or 1) * training_rows
         as_given = {field.name: getattr(self, field.name, None) for field in fields(TrainConfig)}
         relu = self.activation == "relu"

@@ -51,6 +51,12 @@ class Window:
         for indices, values in zip(self.indices.split(ROWS_AT_ONCE), self.values.split(ROWS_AT_ONCE), strict=True):
             values.mul_(factors[indices.long()])
 
+    def forget(self, latents: Tensor) -> None:
+        """As if every code of these latents [n] had been zero."""
+        kept = torch.ones(self.d_sae)
+        kept[latents.cpu()] = 0
+        self.rescale_latents(kept)
+
     def moments(self) -> KeptCodes:
         """The sums of the window's rows; its codes are this window's own, and hold until the next `add`."""
         kept = KeptCodes(self.d_in, self.d_sae, self.device, CodeCache(device=self.device))

@@ -34,6 +34,7 @@ METHODS = {
     "as published": "--method pam --solve-only --encoder-steps 2 --mu-enc 0.1",
     "adam": "--method adam --last-solve",
     "batchtopk": "--method pam --activation batchtopk",
+    "jumprelu": "--method pam --activation jumprelu --revive resample",
 }
 
 
