@@ -265,23 +265,14 @@ def test_every_likely_mistake_has_its_sentence(cli, work, gpt2_dir, jsonl, tmp_p
     assert "missing.npy" in sentence(cli("import", tmp_path / "missing.npy", "--out", tmp_path / "m.zarr"))
 
 
+def small_harvest(model, text):
+    """Of 2,000 rows; --out is left to the caller."""
+    return ["harvest", "--model", model, "--layer", 1, "--dataset", text, "--tokens", "2k", "--context", 16]
+
+
 def test_a_dry_run_says_what_it_will_take_and_writes_nothing(cli, gpt2_dir, jsonl, tmp_path):
     out = tmp_path / "acts.zarr"
-    command = [
-        "harvest",
-        "--model",
-        gpt2_dir,
-        "--layer",
-        1,
-        "--dataset",
-        jsonl,
-        "--tokens",
-        "2k",
-        "--context",
-        16,
-        "--out",
-        out,
-    ]
+    command = [*small_harvest(gpt2_dir, jsonl), "--out", out]
     code, said, _ = cli(*command, "--dry-run", "--memory", "100MB")
     assert code == 0
     assert "2,000 rows a site" in said
@@ -294,21 +285,7 @@ def test_a_dry_run_says_what_it_will_take_and_writes_nothing(cli, gpt2_dir, json
 def test_an_interrupted_harvest_is_told_and_resumes(cli, gpt2_dir, jsonl, tmp_path, monkeypatch):
     from splinterp.harvest import forward
 
-    command = [
-        "harvest",
-        "--model",
-        gpt2_dir,
-        "--layer",
-        1,
-        "--dataset",
-        jsonl,
-        "--tokens",
-        2000,
-        "--context",
-        16,
-        "--batch-size",
-        4,
-    ]
+    command = [*small_harvest(gpt2_dir, jsonl), "--batch-size", 4]
     assert cli(*command, "--out", tmp_path / "whole.zarr")[0] == 0
     real, calls = forward.SiteReader.read, []
 

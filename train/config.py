@@ -52,7 +52,8 @@ class TrainConfig:
         dead_after: rows without firing after which a latent counts as dead in training.
         memory: bytes that the statistics and their solves may take; None: half of the device's memory. Where the Gram matrix takes more,
             solves are by conjugate gradients over a plain window of `memory_rows` rows, no more than fit.
-        seed: of initialisation and of the order of the rows.
+        seed: of initialisation and, where there is no `order_seed`, of the order of the rows.
+        order_seed: of the order of the rows; None: `seed`. Runs that share their batches have it in common.
     """
 
     method: Method
@@ -86,6 +87,7 @@ class TrainConfig:
     dead_after: int = 50_000
     memory: int | None = None
     seed: int = 0
+    order_seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
@@ -118,14 +120,21 @@ class TrainConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise SplinterpError(f"{name}={value} must be zero or positive.")
-        if not 0 <= self.seed < 2**63:
-            raise SplinterpError(f"seed={self.seed} must be between 0 and 2^63 - 1.")
+        for name in ("seed", "order_seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 2**63:
+                raise SplinterpError(f"{name}={value} must be between 0 and 2^63 - 1.")
         if self.bandwidth == 0:
             raise SplinterpError(
                 "bandwidth=0 would leave the thresholds where they are; give a positive --bandwidth or leave it out."
             )
         if self.lr == 0:
             raise SplinterpError("lr=0 would train nothing; give a positive --lr or leave it out.")
+
+    @property
+    def seed_of_order(self) -> int:
+        """The seed of the order of the rows."""
+        return self.seed if self.order_seed is None else self.order_seed
 
     @property
     def steps(self) -> int:
