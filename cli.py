@@ -469,7 +469,8 @@ def train(
         if name != "seed" and source and source.name == "COMMANDLINE":  # --seed still is that of the rows' order
             raise typer.BadParameter(f"give --{name} or --sweep {name}=…, not both")
     options = TrainOptions(
-        method=method, activation=activation, latents=latents, expansion=expansion, k=k, k_start=k_start, k_anneal=k_anneal, l1=l1, l0=l0, bandwidth=bandwidth, revive=revive,
+        method=method, activation=activation, latents=latents, expansion=expansion, k=k, k_start=k_start, k_anneal=k_anneal, l1=l1, l0=l0,
+        bandwidth=bandwidth, revive=revive,
         tokens=tokens, epochs=epochs, batch_size=_unless_auto(batch_size, parse_quantity, "--batch-size"), lr=_unless_auto(lr, float, "--lr"),
         warmup=warmup, decay=decay, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec, nu_dec=nu_dec, alpha=alpha,
         beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every, memory_rows=memory_rows,

@@ -355,6 +355,7 @@ def test_members_are_solved_without_a_gram_matrix_where_their_share_asks_for_it(
         (["method=pam,sgd"], "The sweep's method=sgd is refused: --method sgd is unknown"),
         (["k=4,97"], "The sweep's k=97 is refused: k=97 must be between 1 and"),
         (["l1=1,2"], "The sweep's l1=1 is refused: --l1 belongs to --activation relu"),
+        (["l0=1,2"], "The sweep's l0=1 is refused: --l0 and --bandwidth belong to --activation jumprelu"),
         (["activation=relu", "k=4,8"], "The sweep's activation=relu,k=4 and activation=relu,k=8 are one and the same SAE"),
     ],
     ids=str,

@@ -1,7 +1,7 @@
 """A checkpoint: everything a training run needs to go on bit for bit, in one safetensors file that is replaced as a whole.
 
 The file holds the tensors of `state()` (train/state.py), the position of the run as JSON in its `__metadata__`, and as its last tensor the
-crc32c of all that stands before. The order of the rows is a function of its seed and the epoch, and but for resampling, which keeps its generator's
+crc32c of all that stands before. The order of the rows is a function of its seed and epoch, and but for resampling, which keeps its generator's
 state in `state()`, no random number is drawn after the initialisation: whoever brings in another one does the same.
 """
 
