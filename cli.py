@@ -488,7 +488,7 @@ def train(
         how: dict[str, Any] = {"resume": resume, "checkpoint_every": 60 * checkpoint_every, "logger": logger, "tell": bar.bar.tell}  # fmt: skip
         if axes:
             results = train_sweep(opened, chosen.name, saes, *where, **how)
-            summaries = {f" {one.member.name}:": one.summary for one in results if one.summary}
+            summaries = {f" {one.member.name}:": dict(one.summary) for one in results if one.summary}
         else:
             summaries = {"": run(opened, chosen.name, configs[0], *where, **how).summary}
     print_sweep(out_console, results) if axes else print_results(out_console, {method: summaries[""]})
