@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..options import quantity
+from ..quantities import parse_bytes
 
 bench = typer.Typer(name="bench", no_args_is_help=True, help="Measure on this machine what our figures rest on.")
 
@@ -38,20 +42,12 @@ def store(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
 ) -> None:
     """Our store against raw file writing, a memory map's copy, and plain zarr: cold and warm, in one run, as ratios."""
-    from ..progress import Bar
     from .store import StoreBench, run, table
 
     chosen = {} if dtype is None else {"dtypes": tuple(dtype)}
     config = StoreBench(gb=gb, d=d, reading=not writing, rounds=rounds, store=rows_of, site=site, folder=folder, **chosen)
-    done, results = 0, {}
-    total = config.steps * (1 if rows_of else len(config.dtypes))
-    with Bar("bench", total, unit="runs") as bar:
-
-        def step() -> None:
-            nonlocal done
-            done += 1
-            bar.update(done)
-
+    results = {}
+    with _bar(config.steps * (1 if rows_of else len(config.dtypes))) as step:
         for result in run(config, step):
             results[result["dtype"]] = result
             if not as_json:
@@ -81,21 +77,13 @@ def harvest(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
 ) -> None:
     """Harvesting against the bare forward pass, TransformerLens and SAELens's runner (where installed), and against raw writing."""
-    from ..progress import Bar
     from .harvest import HarvestBench, run, table
 
     config = HarvestBench(
         architecture=architecture, model=model, layer=layer, context=context, tokens=tokens, free_tokens=free_tokens,
         batch_size=batch_size, model_dtype=model_dtype, compile=compile_blocks, device=device, rounds=rounds, folder=folder,
     )  # fmt: skip
-    done = 0
-    with Bar("bench", config.steps, unit="runs") as bar:
-
-        def step() -> None:
-            nonlocal done
-            done += 1
-            bar.update(done)
-
+    with _bar(config.steps) as step:
         result = run(config, step)
     print(json.dumps(result) if as_json else table(result))
 
@@ -109,20 +97,33 @@ def train(
     rounds: Annotated[int, typer.Option(help="How often each contender takes a step.")] = 5,
     threads: Annotated[int | None, typer.Option(help="CPU threads. \\[default: as torch chooses]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(help="Of the product in our steps: auto (tf32 on a GPU, float32 on a CPU), float32, tf32 or bfloat16."),
+    ] = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="For the decoder's statistics, as in `train`. \\[default: half of the machine's]"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
 ) -> None:
     """A training step (PAM-SGD, Adam) against the bare product x·W_enc, plain dense Adam and SAELens (where installed)."""
-    from ..progress import Bar
     from .train import TrainBench, run, table
 
-    config = TrainBench(rows=rows, d_in=d_in, latents=latents, k=k, rounds=rounds, threads=threads, device=device)
-    done = 0
-    with Bar("bench", config.steps, unit="runs") as bar:
-
-        def step() -> None:
-            nonlocal done
-            done += 1
-            bar.update(done)
-
+    config = TrainBench(
+        rows=rows, d_in=d_in, latents=latents, k=k, rounds=rounds, threads=threads, device=device,
+        precision=precision, memory=None if memory is None else parse_bytes(memory),  # type: ignore[arg-type]
+    )  # fmt: skip
+    with _bar(config.steps) as step:
         result = run(config, step)
     print(json.dumps(result) if as_json else table(result))
+
+
+@contextmanager
+def _bar(runs: int) -> Iterator[Callable[[], None]]:
+    """A progress bar of contenders' runs, and what is to be called after each."""
+    from ..progress import Bar
+
+    done = count(1)
+    with Bar("bench", runs, unit="runs") as bar:
+        yield lambda: bar.update(next(done))

@@ -15,6 +15,14 @@ from splinterp import store as stores  # pyright: ignore[reportMissingImports]  
 from splinterp.devices import choose_device  # pyright: ignore[reportMissingImports]
 from splinterp.quantities import parse_quantity  # pyright: ignore[reportMissingImports]
 from splinterp.train import TrainConfig, train  # pyright: ignore[reportMissingImports]
+from splinterp.train.config import Method  # pyright: ignore[reportMissingImports]
+
+# What is compared: the method, and whether the decoder takes gradient steps.
+METHODS: dict[str, tuple[Method, bool]] = {
+    "Adam": ("adam", True),
+    "PAM-SGD": ("pam", True),
+    "PAM-SGD, solve only": ("pam", False),
+}
 
 
 def main() -> None:
@@ -35,11 +43,7 @@ def main() -> None:
     )
     print("| lr | method | FVU as trained | FVU after the last solve | dead in training | rows/s |\n|---|---|---|---|---|---|")
     for lr in args.lr:
-        for name, method, decoder_steps in (
-            ("Adam", "adam", True),
-            ("PAM-SGD", "pam", True),
-            ("PAM-SGD, solve only", "pam", False),
-        ):
+        for name, (method, decoder_steps) in METHODS.items():
             config = TrainConfig(
                 method=method, activation="topk", d_sae=args.expansion * site.d, k=args.k, rows=args.rows, batch_size=args.batch_size,
                 lr=lr, decoder_steps=decoder_steps, seed=args.seed,

@@ -6,6 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: a test that asks the network is a mistake
 
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,20 @@ MAX_CONTEXT = 64
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def written_at_last():
+    """A file's bytes, once another process that writes it has come to something: wandb's does so for a moment after a run's end."""
+
+    def read(path: Path) -> bytes:
+        size, until = -1, time.monotonic() + 20
+        while (path.stat().st_size < 1000 or path.stat().st_size != size) and time.monotonic() < until:
+            size = path.stat().st_size
+            time.sleep(0.1)
+        return path.read_bytes()
+
+    return read
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +110,17 @@ def gemma2_dir(tmp_path_factory, tokenizer) -> Path:
 @pytest.fixture(scope="session", params=["gpt2", "gemma2"])
 def model_dir(request) -> Path:
     return request.getfixturevalue(f"{request.param}_dir")
+
+
+@pytest.fixture(
+    params=[{}, {"alpha": 2.0}, {"beta": 30.0}, {"mu": 5.0}, {"nu": 70.0}, {"alpha": 0.3, "beta": 4.0, "mu": 2.0, "nu": 9.0}],
+    ids=lambda given: ",".join(f"{name}={value:g}" for name, value in given.items()) or "none",
+)
+def penalties(request):
+    """The decoder's penalties, one by one and all together."""
+    from splinterp.train import Penalties
+
+    return Penalties(**request.param)
 
 
 @pytest.fixture(scope="session")

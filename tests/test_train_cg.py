@@ -50,17 +50,6 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
-@pytest.mark.parametrize(
-    "penalties",
-    [
-        Penalties(),
-        Penalties(alpha=2.0),
-        Penalties(beta=30.0),
-        Penalties(mu=5.0),
-        Penalties(nu=70.0),
-        Penalties(alpha=0.3, beta=4.0, mu=2.0, nu=9.0),
-    ],
-)
 def test_conjugate_gradients_agree_with_the_factorised_system(penalties):
     dense, kept = both(*some_rows())
     generator = torch.Generator().manual_seed(1)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,17 @@ from splinterp.devices import choose_device
 from splinterp.errors import Interrupted, SaidElsewhere, SplinterpError
 from splinterp.ranks import Ranks
 from splinterp.sae import SparseCodes, load_sae, select_topk, to_dense
-from splinterp.train import Decoder, Penalties, Statistics, TrainConfig, joined_ranks, loop, solve_decoder, train
+from splinterp.train import (
+    Decoder,
+    Penalties,
+    Statistics,
+    TrainConfig,
+    joined_ranks,
+    solve_decoder,
+    train,
+    train_sweep,
+    training,
+)
 from splinterp.train.batchtopk import select_batch_topk
 from splinterp.train.conjugate import solve_by_cg
 from splinterp.train.group import Group
@@ -40,12 +53,20 @@ CONFIGS = {
     "solve-only, M=2": replace(CONFIG, decoder_steps=False, encoder_steps=2, mu_enc=0.1, nu_enc=0.1),
     "batchtopk": replace(CONFIG, activation="batchtopk"),
     "relu": replace(CONFIG, activation="relu", k=None, k_start=None, l1=1.0),
+    "jumprelu": replace(CONFIG, activation="jumprelu"),
+    "resample": replace(CONFIG, revive="resample"),
     "without a Gram matrix": replace(CONFIG, memory=250_000, memory_rows=500),
     "adam": replace(CONFIG, method="adam"),
     "adam, by conjugate gradients": replace(CONFIG, method="adam", memory=250_000),
 }
 
-RESUMED = {name: CONFIGS[name] for name in ("topk", "without a Gram matrix")}
+RESUMED = {name: CONFIGS[name] for name in ("topk", "jumprelu", "without a Gram matrix")}
+# What three ranks do: their shares are of several sizes.
+OF_THREE = {name: CONFIGS[name] for name in ("topk", "batchtopk", "resample", "without a Gram matrix")}
+# All ranks come from one process that has imported what they need.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["pytest", "splinterp.train"])
+LOST = 3  # how a rank exits that has lost touch with another
 
 
 @pytest.fixture(scope="module")
@@ -58,37 +79,42 @@ def store(tmp_path_factory):
         return writer.finish()
 
 
-def start(what: str, world: int, out: Path, *arguments: str) -> list[subprocess.Popen]:
-    """A process for each rank, which calls the function `what` of this file."""
+def start(what: Callable[..., None], world: int, out: Path, *arguments: Path) -> list[BaseProcess]:
+    """A process for each rank, which calls `what`; what it says is in a file beside `out`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    out.mkdir(exist_ok=True)
-    processes = []
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_train_ranks as t; t.as_rank(t.{what}, sys.argv[1:])"
-    command = [sys.executable, "-c", code, str(out), *arguments]
+        told = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    out.mkdir()
+    processes: list[BaseProcess] = []
     for rank in range(world):
-        told = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = os.environ | {name: str(value) for name, value in told.items()} | {"OMP_NUM_THREADS": "1"}
-        processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
+        own = told | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(FORKS.Process(target=as_rank, args=(what, own, said_by(out, rank), out, *arguments)))
+        processes[-1].start()
     return processes
 
 
-def as_rank(what, arguments: list[str]) -> None:
+def said_by(out: Path, rank: int) -> Path:
+    return out.parent / f"{out.name}-said-by-{rank}"
+
+
+def as_rank(what: Callable[..., None], environment: dict[str, str], said: Path, *arguments: Path) -> None:
+    with said.open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.environ.update(environment)
     torch.set_num_threads(1)
     with joined_ranks(Ranks.of_environment(), CPU) as group:
-        what(group, *map(Path, arguments))
+        what(group, *arguments)
 
 
-def ended(processes: list[subprocess.Popen], seconds: float = 120) -> list[str]:
-    """What each has said, once all have ended."""
-    try:
-        return [process.communicate(timeout=seconds)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+def ended(processes: list[BaseProcess], seconds: float = 120) -> list[int | None]:
+    """How each has exited; None where it had to be killed."""
+    for process in processes:
+        process.join(seconds)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
 
 
 # What the ranks do.
@@ -165,12 +191,18 @@ def batch_topk(group: Group) -> None:
         pre = torch.randn(n, D_SAE, generator=generator)
         pre[0] += 3  # one row has very many
         mine = slice(n * group.rank // group.world, n * (group.rank + 1) // group.world)
-        for widest in (1, 4):  # dense codes of all ranks where one of them cannot tell otherwise
-            ours = select_batch_topk(pre[mine], k, widest, n, group)
-            assert torch.equal(to_dense(ours, D_SAE), to_dense(select_batch_topk(pre, k, widest), D_SAE)[mine])
+        for candidates in (1, 4):  # all ranks search anew where one of them cannot tell otherwise
+            ours = select_batch_topk(pre[mine], k, candidates, n, group)
+            assert torch.equal(to_dense(ours, D_SAE), to_dense(select_batch_topk(pre, k, candidates), D_SAE)[mine])
 
 
-def runs(group: Group, out: Path, path: Path) -> None:
+def three(group: Group, out: Path, path: Path) -> None:
+    batch_topk(group)
+    for name, config in OF_THREE.items():
+        train(stores.open(path), None, config, out / name, group=group)
+
+
+def two(group: Group, out: Path, path: Path) -> None:
     """All that ranks can be asked within one start."""
     verbs_and_sums(group)
     batch_topk(group)
@@ -182,7 +214,10 @@ def runs(group: Group, out: Path, path: Path) -> None:
         train(store, None, CONFIG, out / "topk", group=group)
     assert isinstance(refused.value, SaidElsewhere) != group.first
     with pytest.raises(SplinterpError, match="Rank 1 was started with other settings"):
-        train(store, None, replace(CONFIG, seed=min(group.rank, 1)) if group.rank < 2 else CONFIG, out / "other", group=group)
+        train(store, None, replace(CONFIG, seed=group.rank), out / "other", group=group)
+    with pytest.raises(SplinterpError, match="--sweep trains in a single process") as refused:
+        train_sweep(store, None, [], out / "other", group=group)
+    assert isinstance(refused.value, SaidElsewhere) != group.first
     assert not (out / "other").exists()
     for name, config in RESUMED.items():
         for rows in (1500, 4000):
@@ -192,10 +227,12 @@ def runs(group: Group, out: Path, path: Path) -> None:
         if group.first:
             shutil.copytree(out / f"{name}, resumed", out / f"{name}, resumed by one")
         train(store, None, config, out / f"{name}, resumed", group=group, resume=True)
-    nan_at(5)
-    with pytest.raises(SplinterpError, match="diverged by step 5") as bad:
-        train(store, None, CONFIG, out / "diverged", checkpoint_every=0, group=group)
-    assert isinstance(bad.value, SaidElsewhere) != group.first
+    with pytest.MonkeyPatch.context() as patch:
+        nan_at(5, patch)
+        with pytest.raises(SplinterpError, match="diverged by step 5") as bad:
+            train(store, None, CONFIG, out / "diverged", checkpoint_every=0, group=group)
+        assert isinstance(bad.value, SaidElsewhere) != group.first
+    kill_the_last(group, store, out / "killed")
 
 
 def signal_at(rows: int):
@@ -208,7 +245,7 @@ def signal_at(rows: int):
     return progress
 
 
-def nan_at(batch: int) -> None:
+def nan_at(batch: int, patch: pytest.MonkeyPatch) -> None:
     """From now on a weight of every rank is no number after so many batches, which only the first's checkpoint can see."""
     real = PAM.step
 
@@ -219,10 +256,11 @@ def nan_at(batch: int) -> None:
                 self.weights.b_enc[3] = torch.nan
         return figures
 
-    PAM.step, loop.MOST_OF_THE_TIME = poisoned, math.inf
+    patch.setattr(PAM, "step", poisoned)
+    patch.setattr(training, "MOST_OF_THE_TIME", math.inf)
 
 
-def killed(group: Group, out: Path, path: Path) -> None:
+def kill_the_last(group: Group, store: stores.Store, out: Path) -> None:
     """The last rank is killed between two steps."""
     real = PAM.step
 
@@ -233,22 +271,23 @@ def killed(group: Group, out: Path, path: Path) -> None:
 
     PAM.step = step
     try:
-        train(stores.open(path), None, CONFIG, out / "run", group=group)
+        train(store, None, CONFIG, out, group=group)
     except SplinterpError as error:
-        print(error)
-        sys.exit(1)
+        print(error, flush=True)
+        sys.exit(LOST)
 
 
 # What comes of it.
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def together(request, store, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp(f"together-{request.param}") / "runs"
-    processes = start("runs", request.param, out, str(store.path))
-    said = ended(processes)
-    assert [process.returncode for process in processes] == [0] * request.param, "\n".join(said)
-    return out
+@pytest.fixture(scope="module")
+def together(store, tmp_path_factory) -> dict[int, Path]:
+    """What so many ranks have left."""
+    outs = {world: tmp_path_factory.mktemp(f"together-{world}") / "runs" for world in (2, 3)}
+    for (world, out), what, codes in zip(outs.items(), (two, three), ([LOST, -signal.SIGKILL], [0, 0, 0]), strict=True):
+        exited = ended(start(what, world, out, store.path))
+        assert exited == codes, "\n".join(said_by(out, rank).read_text() for rank in range(world))
+    return outs
 
 
 @pytest.fixture(scope="module")
@@ -265,9 +304,9 @@ def curve(run: Path, name: str) -> torch.Tensor:
     return torch.tensor([line.get(name, 0.0) for line in lines], dtype=torch.float64)
 
 
-def tolerance(together: Path, name: str) -> float:
+def tolerance(world: int, name: str) -> float:
     """Relative. Only three windows of 167 rows do not hold quite the rows of one of 500."""
-    return 6e-2 if name == "without a Gram matrix" and "together-3" in str(together) else 1e-5
+    return 6e-2 if (world, name) == (3, "without a Gram matrix") else 1e-5
 
 
 def assert_alike(a: Path, b: Path, tolerance: float) -> None:
@@ -283,37 +322,35 @@ def assert_alike(a: Path, b: Path, tolerance: float) -> None:
         assert torch.equal(curve(a, "dead"), curve(b, "dead"))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_ranks_train_as_one_process(together, alone, name):
-    assert_alike(together / name, alone / name, tolerance(together, name))
-    if name in ("topk", "batchtopk"):
-        assert curve(alone / name, "dead")[5:-1].max() > 0  # so that AuxK had something to do
-    world = 3 if "together-3" in str(together) else 2
-    assert json.loads((together / name / "run.json").read_text())["ranks"] == world
-    assert load_sae(together / name).config.d_sae == D_SAE
-    assert sorted(path.name for path in (together / name).iterdir()) == sorted(path.name for path in (alone / name).iterdir())
+@pytest.mark.parametrize(("world", "name"), [*((2, name) for name in CONFIGS), *((3, name) for name in OF_THREE)])
+def test_ranks_train_as_one_process(together, alone, world, name):
+    by_ranks, by_one = together[world] / name, alone / name
+    assert_alike(by_ranks, by_one, tolerance(world, name))
+    if name in ("topk", "batchtopk", "resample"):
+        assert curve(by_one, "dead")[5:-1].max() > 0  # so that there was something to do for dead latents
+    assert json.loads((by_ranks / "run.json").read_text())["ranks"] == world
+    assert load_sae(by_ranks).config.d_sae == D_SAE
+    assert sorted(path.name for path in by_ranks.iterdir()) == sorted(path.name for path in by_one.iterdir())
 
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_stopped_run_goes_on_with_any_number_of_ranks(store, together, alone, name):
-    assert_alike(together / f"{name}, resumed", alone / name, tolerance(together, name))
-    one = together / f"{name}, resumed by one"
+    assert_alike(together[2] / f"{name}, resumed", alone / name, tolerance(2, name))
+    one = together[2] / f"{name}, resumed by one"
     train(store, None, CONFIGS[name], one, resume=True)
-    assert_alike(one, alone / name, tolerance(together, name))
+    assert_alike(one, alone / name, tolerance(2, name))
     assert json.loads((one / "run.json").read_text())["ranks"] == 1
 
 
 def test_divergence_is_seen_by_all(together):
-    assert json.loads((together / "diverged" / "run.json").read_text())["diverged"] == 5
+    assert json.loads((together[2] / "diverged" / "run.json").read_text())["diverged"] == 5
 
 
-def test_a_killed_rank_ends_the_other_with_a_sentence(store, tmp_path):
-    processes = start("killed", 2, tmp_path / "out", str(store.path))
-    said = ended(processes, seconds=60)
-    assert [process.returncode for process in processes] == [1, -signal.SIGKILL]
-    assert "Rank 0 of 2 has lost touch with rank 1, which has ended: see what is said there." in said[0]
-    assert "--resume goes on from the last checkpoint" in said[0]
-    assert not (tmp_path / "out" / "run" / ".lock").exists()
+def test_a_killed_rank_ends_the_other_with_a_sentence(together):
+    said = said_by(together[2], 0).read_text()
+    assert "Rank 0 of 2 has lost touch with rank 1, which has ended: see what is said there." in said
+    assert "--resume goes on from the last checkpoint" in said
+    assert not (together[2] / "killed" / ".lock").exists()
 
 
 def test_torchrun_on_the_command_line_tells_a_refusal_once(store, tmp_path):

@@ -9,44 +9,42 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..sae import Codes, SparseCodes, select_topk
+from ..sae import Codes, RaggedCodes, rows_of, select_topk, starts_of, to_ragged
 from .config import TrainConfig
 from .group import ALONE, Group
 from .state import State
 
-# Codes are padded to the row that has the most. Beyond this many times k the Gram matrix of padded codes, quadratic in the width, and what
-# else is taken from them would cost about as much as dense products (train/cost.py, at d_in=768, d_sae=8192, k=32).
-_WIDEST = 4
+# The search for the smallest that is kept begins with this many times k candidates a row.
+_CANDIDATES = 4
 # The threshold's running mean remembers this many batches, as SAELens's does, but no more than this share of the run: the encoder it
 # belongs to is the last one.
 _BATCHES_REMEMBERED, _SHARE_REMEMBERED = 100, 0.05
 
 
-def select_batch_topk(pre: Tensor, k: int, widest: int = _WIDEST, rows: int | None = None, group: Group = ALONE) -> Codes:
+def select_batch_topk(
+    pre: Tensor, k: int, candidates: int = _CANDIDATES, rows: int | None = None, group: Group = ALONE
+) -> RaggedCodes:
     """The k·N largest pre-activations [N, d_sae] of the batch, as far as they are positive; those equal to the smallest kept are kept too.
 
     Where the ranks of `group` share the batch, N is `rows`, and each chooses among its own by the cut that is the whole batch's.
 
-    Returns: SparseCodes, padded with zeros to the row with the most, where no row has as many as widest·k; else dense codes [N, d_sae].
-
-    The search is exact. Each row's widest·k largest are candidates; a row whose least candidate stays below the smallest kept has no other
+    The search is exact. Each row's candidates·k largest come first; a row whose least candidate stays below the smallest kept has no other
     that could be kept, and where that is so of all rows the candidates suffice.
     """
-    width = min(widest * k, pre.shape[1])
+    width = min(candidates * k, pre.shape[1])
     wanted = k * (len(pre) if rows is None else rows)
     indices, values = select_topk(pre, width)
     # Zeros are sent to nobody: where fewer than wanted are left, the cut is zero.
-    candidates = values[values != 0] if group.several else values.flatten()
-    smallest, least = _nth_largest(group.gather(candidates), wanted), values.amin(1)
+    found = values[values != 0] if group.several else values.flatten()
+    smallest, least = _nth_largest(group.gather(found), wanted), values.amin(1)
     (more,) = group.any(width < pre.shape[1] and not bool(((least < smallest) | (least == 0)).all()))
     if not more:
-        kept = values.masked_fill(values < smallest, 0)  # put like this, a NaN stays and is seen
-        most = int((kept != 0).sum(1).max()) if len(kept) else 0
-        kept, places = kept.topk(max(1, most), dim=1, sorted=False)
-        return SparseCodes(indices.gather(1, places), kept)
+        kept = ~((values < smallest) | (values == 0))  # put like this, a NaN stays and is seen
+        places = kept.nonzero(as_tuple=True)
+        return RaggedCodes(indices[places], values[places], starts_of(places[0], len(pre)))
     # The candidates' smallest is a lower bound, so that few more than k·N are left to choose from.
     smallest = _nth_largest(group.gather(pre[pre >= smallest]), wanted)
-    return pre.relu().masked_fill_(pre < smallest, 0)
+    return to_ragged(pre, ~((pre < smallest) | (pre <= 0)))
 
 
 def _nth_largest(values: Tensor, n: int) -> Tensor:
@@ -64,12 +62,12 @@ class Threshold:
 
     def update(self, codes: Codes, rows: int | None = None, group: Group = ALONE) -> None:
         """Take note of the codes of one batch, which the ranks of `group` share; a smaller one, as the last may be, counts for less."""
-        values = codes.values if isinstance(codes, SparseCodes) else codes
+        values = codes if isinstance(codes, Tensor) else codes.values
         kept = values[values > 0]
         least = kept.min().double() if len(kept) else self.value.new_tensor(torch.inf)
         group.min_(least)
         if least.isfinite():
-            self.value.lerp_(least, self._rate * (len(values) if rows is None else rows) / self._whole_batch)
+            self.value.lerp_(least, self._rate * (rows_of(codes) if rows is None else rows) / self._whole_batch)
 
     def state(self) -> dict[str, Tensor]:
         """See `train.state`."""

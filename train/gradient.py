@@ -7,35 +7,47 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..sae import ByLatent, Codes, SparseCodes
+from ..sae import ByLatent, Codes
 from .config import TrainConfig
 from .dead import DeadLatents
 from .encoder import Weights
-from .sparse import add_auxk, dense_pass, sparse_pass
+from .jumprelu import firing
+from .resample import Resampling
+from .sparse import add_auxk, dense_pass, sparse_pass, through_relu
 from .state import State, joined, part
 
-_ROWS_AT_ONCE = 1024  # of the decoder's gradient, so that what is in between stays in the cache
+_ROWS_AT_ONCE = 1024  # of the decoder's gradient on a CPU, so that what is in between stays in the cache
 
 
 class StepFigures(NamedTuple):
-    """What a step tells: the loss, Σ‖x̂ − x‖² over the batch, the codes and, if they are sparse, their pattern by latent; all as they
-    were in its first forward pass."""
+    """What a step tells: the loss, Σ‖x̂ − x‖² over the batch, the codes, their pattern by latent if there is one, x̂ − x [N, d_in], and
+    perhaps (see `sparse_pass`) Zᵀx; all as they were in its first forward pass. And the latents that have begun anew since.
+    Of several ranks each has the codes, and what follows from them, of its own share; the rest is the batch's.
+
+    With TopK, a GPU is waited for where the two numbers are read, where dead latents are counted, and by a solve; nowhere else.
+    """
 
     loss: float
     squared_error: float
     codes: Codes
     pattern: ByLatent | None
+    error: Tensor
+    cross: Tensor | None = None
+    revived: Tensor | None = None
 
 
 class GradientSteps:
-    """Adam's steps on the encoder, and on the decoder (unit-norm rows) if `decoder` says so."""
+    """Adam's steps on the encoder, and on the decoder (unit-norm rows) if `decoder` says so; `moment` if Zᵀx will be wanted too."""
 
-    def __init__(self, weights: Weights, config: TrainConfig, decoder: bool) -> None:
-        self.weights, self.config, self.decoder = weights, config, decoder
+    def __init__(self, weights: Weights, config: TrainConfig, decoder: bool, moment: bool = False) -> None:
+        self.weights, self.config, self.decoder, self.moment = weights, config, decoder, moment
         self.dead = DeadLatents(config.d_sae, config.dead_after, weights.b_enc.device)
         self.encoder = [weights.W_enc_rows.requires_grad_(), weights.b_enc.requires_grad_()]
+        if weights.jumprelu:
+            self.encoder.append(weights.jumprelu.slow_log.requires_grad_())
         trained = [*self.encoder, weights.W_dec.requires_grad_(), weights.b_dec.requires_grad_()] if decoder else self.encoder
         self.optimizer = torch.optim.Adam(trained, lr=config.lr, betas=(0.9, 0.999), fused=True)
+        self.resampling = Resampling(config) if config.revive == "resample" else None
         self._pre = torch.empty(0, config.d_sae)
 
     def step(self, x: Tensor, lr: float, rows: int | None = None) -> StepFigures:
@@ -51,20 +63,26 @@ class GradientSteps:
         first = None
         for _ in range(self.config.encoder_steps):
             self.optimizer.zero_grad()
-            figures = (self._gradients_by_autograd if self.config.activation == "relu" else self._gradients_by_hand)(x, rows)
-            self.weights.group.sum_(*self._gradients())
+            figures = self._gradients(x, rows)
+            self.weights.group.sum_(*(p.grad for p in self._trained if p.grad is not None))
             if start is not None:
                 self._pull(start)
             self.update()
             first = first or figures
         assert first is not None
         self.dead.update(first.codes, rows, self.weights.group)
-        return first
+        if self.resampling is None:
+            return first
+        revived = self.resampling.revive(self.weights, self.optimizer, self.dead.indices(), first.error, lr)
+        if revived is not None:
+            self.dead.rows_since[revived] = 0
+        return first._replace(revived=revived)
 
     def state(self) -> dict[str, Tensor]:
-        """The moments of Adam, once there has been a step, and the dead latents' counters; the weights belong to others."""
+        """The moments of Adam, once there has been a step, the dead latents' counters, and a random generator if there is one; the weights
+        belong to others."""
         moments = {f"{i}.{name}": value for i, p in enumerate(self._trained) for name, value in self.optimizer.state[p].items()}
-        return joined(adam=moments, dead=self.dead.state())
+        return joined(adam=moments, dead=self.dead.state(), resampling=self.resampling.state() if self.resampling else {})
 
     def load_state(self, state: State) -> None:
         """Take moments and counters back."""
@@ -72,13 +90,12 @@ class GradientSteps:
         for i, p in enumerate(self._trained):
             self.optimizer.state[p] = {name: value.clone().to(p.device) for name, value in part(moments, str(i)).items()}
         self.dead.load_state(part(state, "dead"))
+        if self.resampling:
+            self.resampling.load_state(part(state, "resampling"))
 
     @property
     def _trained(self) -> list[Tensor]:
         return self.optimizer.param_groups[0]["params"]
-
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._trained if p.grad is not None]
 
     @property
     def _proximal(self) -> bool:
@@ -86,41 +103,46 @@ class GradientSteps:
         return self.config.encoder_steps > 1 and bool(self.config.mu_enc or self.config.nu_enc)
 
     @torch.no_grad()
-    def _gradients_by_hand(self, x: Tensor, rows: int) -> StepFigures:
-        w, c = self.weights, self.config
+    def _gradients(self, x: Tensor, rows: int) -> StepFigures:
+        w, c, numel = self.weights, self.config, rows * x.shape[1]
         # Memory that is kept costs a tenth of the product less than memory that is new each time.
         if self._pre.shape[0] < len(x):
             self._pre = torch.empty(len(x), c.d_sae, dtype=x.dtype, device=x.device)
         pre = w.pre_activations(x, out=self._pre[: len(x)])
-        codes = w.activate(pre, rows)
+        if w.jumprelu:
+            assert w.k is not None
+            codes, through, penalty = w.jumprelu.forward(pre, w.k, rows, w.group)
+        else:
+            codes = w.activate(pre, rows)
+            l1 = c.l1 / numel
+            through, penalty = through_relu(codes, l1), 0.0
+            if l1:
+                penalty = l1 * _total(codes)
+                w.group.sum_(penalty)
         if w.threshold:
             w.threshold.update(codes, rows, w.group)
-        if isinstance(codes, SparseCodes):
-            done = sparse_pass(x, codes, w.W_dec, w.b_dec, self.decoder, rows)
-        else:  # BatchTopK's, where a row has very many
-            done = dense_pass(x, codes, w.W_dec, w.b_dec, self.decoder, rows)
-        squared = done.squared_error
-        w.group.sum_(squared)
-        loss = squared / (rows * x.shape[1])
-        if c.aux_coefficient and len(dead := self.dead.indices()):
-            revival = add_auxk(done, c.aux_coefficient, x, pre, w.W_dec, dead, squared)
+        if isinstance(codes, Tensor):
+            done = dense_pass(x, codes, w.W_dec, w.b_dec, self.decoder, through, rows)
+        else:
+            done = sparse_pass(x, codes, w.W_dec, w.b_dec, self.decoder, through, rows, moment=self.moment)
+        w.group.sum_(done.squared_error)
+        loss = done.squared_error / numel + penalty
+        if c.revive == "auxk" and c.aux_coefficient and len(dead := self.dead.indices()):
+            revival = add_auxk(done, c.aux_coefficient, x, pre, w.W_dec, dead, done.squared_error)
             w.group.sum_(revival)
             loss = loss + revival
         for name, gradient in done.gradients._asdict().items():
             getattr(w, name).grad = gradient
-        return StepFigures(float(loss), float(squared), codes, done.pattern)
-
-    def _gradients_by_autograd(self, x: Tensor, rows: int) -> StepFigures:
-        loss, squared, codes = self.weights.dense_loss(x, rows)
-        loss.backward()
-        figures = torch.stack([loss.detach(), squared])
-        self.weights.group.sum_(figures)
-        return StepFigures(float(figures[0]), float(figures[1]), codes.detach(), None)
+        pattern = done.pattern
+        if w.jumprelu:
+            codes, pattern = firing(codes), None  # type: ignore[arg-type]
+        return StepFigures(float(loss), float(done.squared_error), codes, pattern, done.error, done.cross)
 
     @torch.no_grad()
     def _pull(self, start: list[Tensor]) -> None:
         """The gradient of μ_enc‖W_enc − W_encᵗ‖² + ν_enc‖b_enc − b_encᵗ‖²."""
-        for p, p0, weight in zip(self.encoder, start, (self.config.mu_enc, self.config.nu_enc), strict=True):
+        # thresholds, where there are some, are free
+        for p, p0, weight in zip(self.encoder, start, (self.config.mu_enc, self.config.nu_enc), strict=False):
             assert p.grad is not None
             p.grad.add_(p - p0, alpha=2 * weight)
 
@@ -132,8 +154,13 @@ class GradientSteps:
             return
         W_dec = self.weights.W_dec
         assert W_dec.grad is not None
-        for gradient, rows in zip(W_dec.grad.split(_ROWS_AT_ONCE), W_dec.split(_ROWS_AT_ONCE), strict=True):
+        at_once = _ROWS_AT_ONCE if W_dec.device.type == "cpu" else len(W_dec)
+        for gradient, rows in zip(W_dec.grad.split(at_once), W_dec.split(at_once), strict=True):
             # Along a row the gradient would only change its norm, which is then put back to one.
             gradient.addcmul_((gradient * rows).sum(1, keepdim=True), rows, value=-1)
         self.optimizer.step()
         W_dec.div_(W_dec.norm(dim=1, keepdim=True).clamp_(min=1e-12))
+
+
+def _total(codes: Codes) -> Tensor:
+    return (codes if isinstance(codes, Tensor) else codes.values).sum()

@@ -101,7 +101,7 @@ class Group:
         """This rank's of the parts [n, …] on a CPU that the first has; `like` tells dtype and shape beyond n."""
         lengths = self.tell([len(part) for part in parts])
         if not self.first:
-            part = like.new_empty(lengths[self.rank], *like.shape[1:])
+            part = torch.empty(lengths[self.rank], *like.shape[1:], dtype=like.dtype)
             self._pass(part, 0, dist.recv)
             return part
         for rank in range(1, self.world):

@@ -9,31 +9,29 @@ The figures are peaks of resident memory in MiB. Exit code 1 if the longest harv
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from common import peak_memory
 
 MEMORY = 2**24
 ROW_BYTES = 192 * 2
 
 HARVEST = """
-import re, sys
+import sys
 from splinterp import cli
 try:
     cli.main(["harvest", "--tokens", sys.argv[1], "--memory", sys.argv[2], "--out", sys.argv[3]])
-finally:
-    # Of this process image alone: ru_maxrss would be the parent's where that is larger.
-    print(int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) // 1024)
+except SystemExit as end:
+    assert not end.code
 """
 
 
 def peak(pools: float, folder: Path) -> tuple[int, int]:
     """(rows, peak in MiB)."""
     rows = int(pools * MEMORY / ROW_BYTES)
-    command = [sys.executable, "-c", HARVEST, str(rows), f"{MEMORY}B", str(folder / f"{pools}.zarr")]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return rows, int(told.split()[-1])
+    return rows, peak_memory(HARVEST, rows, f"{MEMORY}B", folder / f"{pools}.zarr")
 
 
 def main() -> None:

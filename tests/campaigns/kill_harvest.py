@@ -10,49 +10,25 @@ as many kills as asked for. The suite runs a short form (tests/test_harvest_run.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
-import signal
-import sys
-import tempfile
 import time
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
-import torch
-from splinterp import cli, store
+from common import SIGNALS, Outcome, command_line, contents, differing, ended, forked, run_campaign, told
+from splinterp import store
 from splinterp.errors import StoreError
 
-MOST_KILLS = 10
-SIGNALS = (signal.SIGKILL,) * 6 + (signal.SIGTERM, signal.SIGINT)
+MOST_KILLS, TOKENS = 10, 30_000
 
 
 def start(out: Path, tokens: int) -> int:
-    """A forked harvest, as the command line runs it, with its output thrown away."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1)
-            os.dup2(quiet, 2)
-            torch.set_num_threads(1)
-            command = f"harvest --layer 0 --layer 1 --tokens {tokens} --batch-size 8 --memory 2MiB --out".split()
-            cli.main([*command, str(out), "--resume"])
-        except SystemExit as end:
-            os._exit(end.code if isinstance(end.code, int) else 3)
-        except KeyboardInterrupt:  # before the command line had begun
-            os._exit(1)
-        except BaseException:
-            os._exit(3)
-        os._exit(0)
-    return pid
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """Every file but the lock's, which a harvest killed after its last rename leaves behind."""
-    return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file() and f.name != ".lock"}
+    """A forked harvest, as the command line runs it."""
+    command = f"harvest --layer 0 --layer 1 --tokens {tokens} --batch-size 8 --memory 2MiB --out".split()
+    return forked(command_line([*command, str(out), "--resume"]))
 
 
 def is_whole(path: Path) -> bool:
@@ -62,30 +38,28 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def campaign(
-    kills: int, seed: int, folder: Path, tokens: int = 30_000, most: int = MOST_KILLS
-) -> tuple[dict[str, str], list[str]]:
+def campaign(args: Namespace, folder: Path) -> Outcome:
     """(the summary's lines, what failed)."""
     # Imported before the first fork, so that a child is at work within a second.
     import transformer_lens.model_bridge  # noqa: F401
     import transformers  # noqa: F401
 
-    rng, failures, done, harvests = random.Random(seed), [], Counter[str](), 0
+    rng, failures, done, harvests = random.Random(args.seed), [], Counter[str](), 0
     begun = time.monotonic()
-    if os.waitstatus_to_exitcode(os.waitpid(start(folder / "reference", tokens), 0)[1]):
+    if ended(start(folder / "reference", TOKENS)):
         return {}, ["the uninterrupted harvest failed"]
     whole = time.monotonic() - begun
     reference = contents(folder / "reference")
-    while sum(done.values()) < kills and not failures:
+    while sum(done.values()) < args.kills and not failures:
         out, killed = folder / f"harvest{harvests}", 0
         harvests += 1
         while True:
-            pid, sent = start(out, tokens), None
-            if killed < most and sum(done.values()) < kills:
+            pid, sent = start(out, TOKENS), None
+            if killed < MOST_KILLS and sum(done.values()) < args.kills:
                 time.sleep(rng.uniform(0, whole))
                 sent = rng.choice(SIGNALS)
                 os.kill(pid, sent)
-            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            status = ended(pid)
             # A harvest killed between its last rename and its end is told that it is complete, and cleaned up behind.
             if status == 0 or (sent is None and status == 1 and is_whole(out)):
                 break
@@ -98,14 +72,14 @@ def campaign(
         if not is_whole(out):
             failures.append(f"harvest {harvests}: it never came to its end")
             break
-        found = contents(out)
-        differing = sorted(name for name in found.keys() | reference.keys() if found.get(name) != reference.get(name))
-        failures += [f"harvest {harvests}: {name} differs from the uninterrupted one" for name in differing]
+        failures += [
+            f"harvest {harvests}: {name} differs from the uninterrupted one" for name in differing(contents(out), reference)
+        ]
         failures += [f"harvest {harvests}: {problem}" for problem in store.verify(out, full=True)]
         shutil.rmtree(out)
     summary = {
         "harvests, each resumed until it was whole": str(harvests),
-        "kills": f"{sum(done.values())} ({', '.join(f'{n} {name}' for name, n in sorted(done.items()))})",
+        "kills": told(done),
         "rows a site": str(store.open(folder / "reference").rows),
         "failures": str(len(failures)),
         "seconds": f"{time.monotonic() - begun:.0f}",
@@ -113,20 +87,5 @@ def campaign(
     return summary, failures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kills", type=int, nargs="?", default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="splinterp-kill-") as folder:
-        summary, failures = campaign(args.kills, args.seed, Path(folder))
-    for name, value in summary.items():
-        print(f"| {name} | {value} |")
-    for failure in failures:
-        print(failure)
-    sys.exit(bool(failures))
-
-
 if __name__ == "__main__":
-    main()
+    run_campaign(__doc__, "kills", 100, campaign)

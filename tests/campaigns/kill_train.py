@@ -6,37 +6,35 @@ Each run (PAM-SGD, its alternation as published, or Adam; 188 steps over two epo
 times: by SIGKILL, or, one time in four, by SIGTERM or SIGINT, after which there must be a checkpoint of the last step. It is resumed
 each time by the command line, and at last left to finish; then `summary.json` and every line of `metrics.jsonl` must equal those of
 the uninterrupted run, but for times, and the weights byte for byte. Runs go on until there have been as many kills as asked for. The suite
-runs a short form (tests/test_train_resume.py). Exit code 1 if anything failed.
+runs a short form (tests/test_train_resume.py). `--methods N` takes the first N of the methods. Exit code 1 if anything failed.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import shutil
-import signal
-import sys
-import tempfile
 import time
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-from splinterp import cli, store
-from splinterp.train import loop
+from common import SIGNALS, Outcome, command_line, differing, ended, forked, run_campaign, told
+from splinterp import store
+from splinterp.train import training
 from splinterp.train.checkpoint import CHECKPOINT, read_checkpoint
 
 MOST_KILLS = 10
-SIGNALS = (signal.SIGKILL,) * 6 + (signal.SIGTERM, signal.SIGINT)
 D_IN, ROWS = 32, 12_800
 METHODS = {
     "pam": "--method pam --k-start 24",
     "as published": "--method pam --solve-only --encoder-steps 2 --mu-enc 0.1",
     "adam": "--method adam --last-solve",
     "batchtopk": "--method pam --activation batchtopk",
+    "jumprelu": "--method pam --activation jumprelu --revive resample",
 }
 
 
@@ -49,31 +47,15 @@ def make_store(path: Path) -> None:
 
 
 def start(folder: Path, out: Path, method: str) -> int:
-    """A forked run, as the command line starts it, with its output thrown away."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1)
-            os.dup2(quiet, 2)
-            torch.set_num_threads(1)
-            loop.MOST_OF_THE_TIME = 1.0  # of what every 30 ms leave
-            command = (
-                f"train --latents 256 --k 8 --tokens 24k --batch-size 128 --checkpoint-every 0.0005 --resume {METHODS[method]}"
-            )
-            cli.main([*command.split(), "--store", str(folder / "acts.zarr"), "--out", str(out)])
-        except SystemExit as end:
-            os._exit(end.code if isinstance(end.code, int) else 3)
-        except KeyboardInterrupt:  # before the command line had begun
-            os._exit(1)
-        except BaseException:
-            os._exit(3)
-        os._exit(0)
-    return pid
+    """A forked run, as the command line starts it."""
+    command = f"train --latents 256 --k 8 --tokens 24k --batch-size 128 --checkpoint-every 0.0005 --resume {METHODS[method]}"
+    train = command_line([*command.split(), "--store", str(folder / "acts.zarr"), "--out", str(out)])
 
+    def work() -> None:
+        training.MOST_OF_THE_TIME = 1.0  # of what every 30 ms leave
+        train()
 
-def ended(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return forked(work)
 
 
 def without_times(value: Any) -> Any:
@@ -97,9 +79,9 @@ def step_kept(out: Path) -> int:
     return read_checkpoint(out / CHECKPOINT)[0].steps if (out / CHECKPOINT).exists() else -1
 
 
-def campaign(kills: int, seed: int, folder: Path, most: int = MOST_KILLS, methods: int = 4) -> tuple[dict[str, str], list[str]]:
+def campaign(args: Namespace, folder: Path) -> Outcome:
     """(the summary's lines, what failed)."""
-    rng, failures, done, runs, steps = random.Random(seed), [], Counter[str](), 0, []
+    rng, failures, done, runs, steps = random.Random(args.seed), [], Counter[str](), 0, []
     begun = time.monotonic()
     # Imported before the first fork, so that a child trains within a tenth of a second.
     import splinterp.report.tables  # noqa: F401
@@ -107,18 +89,18 @@ def campaign(kills: int, seed: int, folder: Path, most: int = MOST_KILLS, method
 
     make_store(folder / "acts.zarr")
     wholes, references = {}, {}
-    for method in list(METHODS)[:methods]:
+    for method in list(METHODS)[: args.methods]:
         at = time.monotonic()
         if ended(start(folder, folder / method, method)):
             return {}, [f"the uninterrupted run ({method}) failed"]
         wholes[method], references[method] = time.monotonic() - at, left_by(folder / method)
-    while sum(done.values()) < kills and not failures:
+    while sum(done.values()) < args.kills and not failures:
         method, out, killed = list(references)[runs % len(references)], folder / f"run{runs}", 0
         runs += 1
         while True:
             before = step_kept(out)
             pid, sent = start(folder, out, method), None
-            if killed < most and sum(done.values()) < kills:
+            if killed < MOST_KILLS and sum(done.values()) < args.kills:
                 time.sleep(rng.uniform(0, wholes[method]))
                 sent = rng.choice(SIGNALS)
                 os.kill(pid, sent)
@@ -136,16 +118,14 @@ def campaign(kills: int, seed: int, folder: Path, most: int = MOST_KILLS, method
                 failures.append(f"run {runs}: the checkpoint was of step {before}, and now is of {steps[-1]}")
         if failures:
             break
-        found = left_by(out)
         failures += [
             f"run {runs} ({method}): {name} differs from the uninterrupted one"
-            for name, value in references[method].items()
-            if found[name] != value
+            for name in differing(left_by(out), references[method])
         ]
         shutil.rmtree(out)
     summary = {
         "runs, each resumed until it was finished": str(runs),
-        "kills": f"{sum(done.values())} ({', '.join(f'{n} {name}' for name, n in sorted(done.items()))})",
+        "kills": told(done),
         "steps of the checkpoints gone on from (-1: none yet)": ", ".join(map(str, sorted(steps))),
         "failures": str(len(failures)),
         "seconds": f"{time.monotonic() - begun:.0f}",
@@ -153,21 +133,5 @@ def campaign(kills: int, seed: int, folder: Path, most: int = MOST_KILLS, method
     return summary, failures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kills", type=int, nargs="?", default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--methods", type=int, default=len(METHODS), help="how many of PAM-SGD, as published, Adam, BatchTopK")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="splinterp-kill-") as folder:
-        summary, failures = campaign(args.kills, args.seed, Path(folder), methods=args.methods)
-    for name, value in summary.items():
-        print(f"| {name} | {value} |")
-    for failure in failures:
-        print(failure)
-    sys.exit(bool(failures))
-
-
 if __name__ == "__main__":
-    main()
+    run_campaign(__doc__, "kills", 20, campaign, methods=len(METHODS))

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
+from common import peak_memory
 from splinterp import store
 
 D, PIECE, CHUNK_ROWS = 768, 2**15, 2**16
@@ -25,13 +25,11 @@ D, PIECE, CHUNK_ROWS = 768, 2**15, 2**16
 BATCHES = "for x in opened.batches('hook', 4096): pass"
 ACTS = "for a in range(0, opened.rows, 4096): opened.acts('hook', a, min(a + 4096, opened.rows)).sum()"
 READ = """
-import re, sys, torch
+import sys, torch
 torch.set_num_threads(1)
 from splinterp import store
 opened = store.open(sys.argv[1])
 {what}
-# Of this process image alone: ru_maxrss would be the parent's where that is larger.
-print(int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) // 1024)
 """
 
 
@@ -42,12 +40,6 @@ def write(path: Path, gb: float) -> None:
         while not writer.full:
             writer.add({"hook": x})
         writer.finish()
-
-
-def peak(path: Path, what: str) -> int:
-    return int(
-        subprocess.run([sys.executable, "-c", READ.format(what=what), path], check=True, capture_output=True, text=True).stdout
-    )
 
 
 def main() -> None:
@@ -62,7 +54,7 @@ def main() -> None:
             path = folder / f"{gb}.zarr"
             write(path, gb)
             for name, what in zip(peaks, (BATCHES, ACTS), strict=True):
-                peaks[name].append(peak(path, what))
+                peaks[name].append(peak_memory(READ.format(what=what), path))
             shutil.rmtree(path)
     finally:
         shutil.rmtree(folder)
