@@ -65,7 +65,7 @@ RESUMED = {name: CONFIGS[name] for name in ("topk", "jumprelu", "without a Gram 
 OF_THREE = {name: CONFIGS[name] for name in ("topk", "batchtopk", "resample", "without a Gram matrix")}
 # All ranks come from one process that has imported what they need.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["pytest", "splinterp.train"])
+FORKS.set_forkserver_preload(["pytest", "splinterp.train", "torch._dynamo"])  # which the first step imports
 LOST = 3  # how a rank exits that has lost touch with another
 
 

@@ -30,7 +30,7 @@ TENSORBOARD, WANDB = "tensorboard", "wandb"  # what loggers write, each into a f
 
 def describe(store: Store, site: str, config: TrainConfig, device: torch.device) -> dict[str, Any]:
     """What run.json holds."""
-    packages = ("torch", "transformer-lens", "transformers", "zarr", "numpy", "scipy")
+    packages = ("torch", "transformer-lens", "transformers", "zarr", "numpy")
     return {
         "settings": asdict(config),
         "store": str(store.path.resolve()),
