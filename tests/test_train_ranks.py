@@ -34,9 +34,10 @@ from splinterp.train import (
     train_sweep,
     training,
 )
+from splinterp.train.adam import AdamBaseline
 from splinterp.train.batchtopk import select_batch_topk
 from splinterp.train.conjugate import solve_by_cg
-from splinterp.train.group import Group
+from splinterp.train.group import ALONE, Group
 from splinterp.train.kept_codes import KeptCodes
 from splinterp.train.pam import PAM
 from splinterp.train.rows import Rows
@@ -54,7 +55,7 @@ CONFIGS = {
     "batchtopk": replace(CONFIG, activation="batchtopk"),
     "relu": replace(CONFIG, activation="relu", k=None, k_start=None, l1=1.0),
     "jumprelu": replace(CONFIG, activation="jumprelu"),
-    "resample": replace(CONFIG, revive="resample"),
+    "resample": replace(CONFIG, revive="resample", k=3, k_start=None, dead_after=250),
     "without a Gram matrix": replace(CONFIG, memory=250_000, memory_rows=500),
     "adam": replace(CONFIG, method="adam"),
     "adam, by conjugate gradients": replace(CONFIG, method="adam", memory=250_000),
@@ -196,8 +197,24 @@ def batch_topk(group: Group) -> None:
             assert torch.equal(to_dense(ours, D_SAE), to_dense(select_batch_topk(pre, k, candidates), D_SAE)[mine])
 
 
+def resampled(group: Group) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for n in (101, 30, 1):  # rows enough for all dead latents, and not
+        x = torch.randn(n, D_IN, generator=generator)
+        mine = slice(n * group.rank // group.world, n * (group.rank + 1) // group.world)
+        ours, one = (AdamBaseline(D_IN, CONFIGS["resample"], CPU, of) for of in (group, ALONE))
+        for method, rows in ((ours, x[mine]), (one, x)):
+            method.gradient.dead.rows_since[:60] = 10**6
+            revived = method.step(rows, 3e-3, n).revived
+        assert revived is not None
+        assert 0 < len(revived) <= n
+        for name in ("W_dec", "W_enc_rows"):
+            torch.testing.assert_close(getattr(ours.weights, name)[revived], getattr(one.weights, name)[revived])
+
+
 def three(group: Group, out: Path, path: Path) -> None:
     batch_topk(group)
+    resampled(group)
     for name, config in OF_THREE.items():
         train(stores.open(path), None, config, out / name, group=group)
 
@@ -206,6 +223,7 @@ def two(group: Group, out: Path, path: Path) -> None:
     """All that ranks can be asked within one start."""
     verbs_and_sums(group)
     batch_topk(group)
+    resampled(group)
     store = stores.open(path)
     for name, config in CONFIGS.items():
         result = train(store, None, config, out / name, group=group)
@@ -326,8 +344,8 @@ def assert_alike(a: Path, b: Path, tolerance: float) -> None:
 def test_ranks_train_as_one_process(together, alone, world, name):
     by_ranks, by_one = together[world] / name, alone / name
     assert_alike(by_ranks, by_one, tolerance(world, name))
-    if name in ("topk", "batchtopk", "resample"):
-        assert curve(by_one, "dead")[5:-1].max() > 0  # so that there was something to do for dead latents
+    if name in ("topk", "batchtopk"):
+        assert curve(by_one, "dead")[5:-1].max() > 0  # so that AuxK had something to do
     assert json.loads((by_ranks / "run.json").read_text())["ranks"] == world
     assert load_sae(by_ranks).config.d_sae == D_SAE
     assert sorted(path.name for path in by_ranks.iterdir()) == sorted(path.name for path in by_one.iterdir())
