@@ -198,6 +198,7 @@ class Run:
         return TrainResult(self.save(self.sae), self.out, {})
 
     def _describe(self, logger: str, force: bool) -> None:
+        """`begin`'s part that the first rank does alone, but for the metrics."""
         if not self._begun:
             # Whatever can be refused has been: only now does an old run make room.
             if self.out.exists() and force:
