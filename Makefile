@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SOURCES := *.py bench evaluate harvest models report sae store tests tools train
 
-.PHONY: demo test check format test-tl4 clean
+.PHONY: demo test check format test-tl4 test-triton clean
 
 demo: $(VENV)/.installed  ## the main job on the embedded model, offline once installed
 	$(BIN)/splinterp demo
@@ -46,5 +46,15 @@ test-tl4: .venv-tl4/.installed
 	.venv-tl4/bin/python -m pip install --quiet --constraint .venv-tl4/constraints.txt --editable '.[dev]' transformer-lens==4.3.0
 	touch $@
 
+# The kernels for GPUs, in Triton's interpreter and compiled: no GPU is needed. The version is the one that torch 2.13 for CUDA brings.
+test-triton: .venv-triton/.installed
+	TRITON_INTERPRET=1 .venv-triton/bin/python -m pytest tests/test_kernels.py
+
+.venv-triton/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet --constraint constraints.txt torch
+	.venv-triton/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' triton==3.7.1
+	touch $@
+
 clean:
-	rm -rf .venv .venv-tl4 build *.egg-info
+	rm -rf .venv .venv-tl4 .venv-triton build *.egg-info

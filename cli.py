@@ -19,11 +19,12 @@ from . import __version__
 from .bench.commands import bench
 from .errors import Interrupted, SplinterpError
 from .options import quantity
-from .quantities import format_bytes, format_count, parse_bytes, parse_quantity
+from .quantities import format_bytes, parse_bytes, parse_quantity
 
 if TYPE_CHECKING:
     from .sae import SAE
     from .store import Store
+    from .train import MemberResult
 
 T = TypeVar("T")
 
@@ -344,21 +345,37 @@ def copy(
 
 @app.command()
 def train(
+    context: typer.Context,
     store: StoreOption,
     site: SiteOption = None,
-    out: Annotated[Path | None, typer.Option(help="The run directory. \\[default: runs/<store>-<method>-<date>]")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run directory; of a sweep the one that holds them. \\[default: runs/<store>-<method>-<date>]"),
+    ] = None,
     method: Annotated[str, typer.Option(help="pam (closed-form decoder) or adam (the baseline).")] = "pam",
-    activation: Annotated[str, typer.Option(help="topk, batchtopk (k a row on average; saved as jumprelu) or relu.")] = "topk",
+    activation: Annotated[
+        str, typer.Option(help="topk, batchtopk (k a row on average; saved as jumprelu), jumprelu or relu.")
+    ] = "topk",
     latents: Annotated[int | None, typer.Option(parser=quantity, help="Number of latents; instead of --expansion.")] = None,
     expansion: Annotated[int, typer.Option(parser=quantity, help="Latents per input dimension.")] = 8,
     k: Annotated[
-        int, typer.Option(parser=quantity, help="Latents kept a row (topk), on average over a batch (batchtopk).")
+        int,
+        typer.Option(
+            parser=quantity, help="Latents kept a row (topk), on average over a batch (batchtopk), aimed at (jumprelu)."
+        ),
     ] = 32,
-    k_start: Annotated[
-        int | None, typer.Option(parser=quantity, help="Latents kept a row at the beginning. \\[default: k]")
-    ] = None,
+    k_start: Annotated[int | None, typer.Option(parser=quantity, help="k at the beginning. \\[default: k]")] = None,
     k_anneal: Annotated[float, typer.Option(help="Share of the run over which --k-start comes down to --k.")] = 0.2,
     l1: Annotated[float | None, typer.Option(help="Weight of the sparsity penalty (relu).  \\[default: 5]")] = None,
+    l0: Annotated[float | None, typer.Option(help="Weight of the penalty on L0/k - 1 (jumprelu).  \\[default: 3]")] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(help="Window around a threshold that its gradient comes from, in √(d_in/k) (jumprelu).  \\[default: 0.2]"),
+    ] = None,
+    revive: Annotated[
+        str,
+        typer.Option(help="Dead latents: auxk (a loss), resample (they begin anew, towards badly reconstructed rows) or none."),
+    ] = "auxk",
     tokens: Annotated[
         int | None, typer.Option(parser=quantity, help="Rows to train on, epochs counted; instead of --epochs.")
     ] = None,
@@ -410,8 +427,24 @@ def train(
             help="That the decoder's statistics and solves may take: 8GiB, 500MB, …; where a Gram matrix takes more, topk is solved by conjugate gradients on sparse codes. \\[default: half of the machine's]",
         ),
     ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of the product x·W_enc while training: auto (tf32 on a GPU, float32 on a CPU), float32, tf32 or bfloat16. All else is "
+            "float32 or float64."
+        ),
+    ] = "auto",
     device: DeviceOption = "auto",
-    seed: Annotated[int, typer.Option(help="Of the initialisation and the order of the rows.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the initialisation and, without --order-seed, of the order of the rows.")] = 0,
+    order_seed: Annotated[int | None, typer.Option(help="Of the order of the rows. \\[default: --seed]")] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUES",
+            help="Train several SAEs, reading each batch once: k=16,32,64 for each of these values of --k; may be repeated, for all "
+            "combinations. Takes the name of any option here that does not change the rows.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, which was interrupted.")] = False,
     checkpoint_every: Annotated[
         float, typer.Option(metavar="MINUTES", min=0, help="Between checkpoints, which take a twentieth of the time at most.")
@@ -419,49 +452,49 @@ def train(
     logger: Annotated[str, typer.Option(help="Besides metrics.jsonl: none, tensorboard or wandb.")] = "none",
     force: ForceOption = False,
 ) -> None:
-    """Train a sparse autoencoder on a store."""
+    """Train a sparse autoencoder on a store, or (--sweep) several in one pass."""
     from . import store as stores
     from .devices import choose_device
-    from .train import TrainConfig, auto_batch_size, auto_lr
+    from .report.tables import print_results, print_sweep, print_train_plan
+    from .train import TrainOptions, members, parse_axes, train_sweep
     from .train import train as run
 
     if tokens and epochs:
         raise typer.BadParameter("give --tokens or --epochs, not both")
     if resume and out is None:
         raise typer.BadParameter("--resume needs the --out of the run to go on with")
-    if l1 is not None and activation != "relu":
-        raise typer.BadParameter("--l1 belongs to --activation relu")
+    axes = parse_axes(sweep or [])
+    for name in axes:
+        source = context.get_parameter_source(name.replace("-", "_"))
+        if name != "seed" and source and source.name == "COMMANDLINE":  # --seed still is that of the rows' order
+            raise typer.BadParameter(f"give --{name} or --sweep {name}=…, not both")
+    options = TrainOptions(
+        method=method, activation=activation, latents=latents, expansion=expansion, k=k, k_start=k_start, k_anneal=k_anneal, l1=l1, l0=l0,
+        bandwidth=bandwidth, revive=revive,
+        tokens=tokens, epochs=epochs, batch_size=_unless_auto(batch_size, parse_quantity, "--batch-size"), lr=_unless_auto(lr, float, "--lr"),
+        warmup=warmup, decay=decay, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec, nu_dec=nu_dec, alpha=alpha,
+        beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every, memory_rows=memory_rows,
+        last_solve=last_solve, memory=None if memory is None else parse_bytes(memory), precision=precision, seed=seed, order_seed=order_seed,
+    )  # fmt: skip
     opened = stores.open(store)
-    chosen = opened.site(site)
-    d_sae = latents or expansion * chosen.d
-    rows = tokens if tokens is not None else (epochs or 1) * opened.split_rows("train")  # parsed ones are at least 1
-    rate = _unless_auto(lr, float, "--lr")
-    size = _unless_auto(batch_size, parse_quantity, "--batch-size") or auto_batch_size(rows)
-    config = TrainConfig(
-        method=method, activation=activation, d_sae=d_sae, k=None if activation == "relu" else k, k_start=k_start, k_anneal=k_anneal, warmup=warmup, decay=decay,  # type: ignore[arg-type]
-        l1=(5.0 if l1 is None else l1) if activation == "relu" else 0.0, rows=rows, batch_size=size,
-        lr=auto_lr(chosen.d) if rate is None else rate, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec,
-        nu_dec=nu_dec, alpha=alpha, beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every,
-        memory_rows=memory_rows, last_solve=(method == "pam") if last_solve is None else last_solve,
-        memory=None if memory is None else parse_bytes(memory), seed=seed,
-    )  # fmt: skip
-    out = out or _free_run_name(store, method)
-    out_console.print(
-        f"{method} on {chosen.name} of {store}: {format_count(rows)} rows ({rows / opened.split_rows('train'):.2g} epochs), {config.steps:,} steps of "
-        f"{size}, {d_sae:,} latents, {f'l1={config.l1:g}' if activation == 'relu' else f'k={k}'}, lr {config.lr:.2g}, seed {seed} -> {out}",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
-    from .report.tables import print_results
-
-    with _TrainBar(config.rows) as bar:
-        result = run(
-            opened, chosen.name, config, out, choose_device(device), bar.report, force,
-            resume=resume, checkpoint_every=60 * checkpoint_every, logger=logger, tell=bar.bar.tell,
-        )  # fmt: skip
-    print_results(out_console, {method: result.summary})
-    warning = (result.summary["last_solve"] or {}).get("warning")
-    if warning:
-        err_console.print(f"Note: {warning}", style="yellow", markup=False, soft_wrap=True)
+    chosen, rows = opened.site(site), opened.split_rows("train")
+    saes = members(options, axes, chosen.d, rows) if axes else []
+    configs = [sae.config for sae in saes] or [options.config(chosen.d, rows)]
+    out = out or _free_run_name(store, "sweep" if axes else method)
+    print_train_plan(out_console, configs[0], saes, f"{chosen.name} of {store}", rows, out)
+    results: list[MemberResult] = []
+    with _TrainBar(configs[0].rows) as bar:
+        where = (out, choose_device(device), bar.report, force)
+        how: dict[str, Any] = {"resume": resume, "checkpoint_every": 60 * checkpoint_every, "logger": logger, "tell": bar.bar.tell}  # fmt: skip
+        if axes:
+            results = train_sweep(opened, chosen.name, saes, *where, **how)
+            summaries = {f" {one.member.name}:": dict(one.summary) for one in results if one.summary}
+        else:
+            summaries = {"": run(opened, chosen.name, configs[0], *where, **how).summary}
+    print_sweep(out_console, results) if axes else print_results(out_console, {method: summaries[""]})
+    for name, summary in summaries.items():
+        if warning := (summary["last_solve"] or {}).get("warning"):
+            err_console.print(f"Note:{name} {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command("eval")

@@ -49,16 +49,20 @@ def total_memory(device: torch.device) -> int:
 SMALL_MATRIX = 2**20
 
 
-@contextmanager
-def suitable_threads(weights: int, device: torch.device) -> Iterator[None]:
-    """One thread where the largest matrix has few weights, on a CPU: its products end before more threads have met.
+def threads_for(weights: int, device: torch.device) -> int:
+    """One thread where the largest matrix has few weights, on a CPU: its products end before more threads have met; else as they are set.
 
     On an idle machine two threads would gain up to 1.4 there; on a busy one, where they wait for each other, they lost a factor of four
     (harvesting the embedded model) to six (training on it).
     """
+    return 1 if device.type == "cpu" and weights < SMALL_MATRIX else torch.get_num_threads()
+
+
+@contextmanager
+def suitable_threads(weights: int, device: torch.device) -> Iterator[None]:
+    """`threads_for` such a matrix within the block."""
     threads = torch.get_num_threads()
-    if device.type == "cpu" and weights < SMALL_MATRIX:
-        torch.set_num_threads(1)
+    torch.set_num_threads(threads_for(weights, device))
     try:
         yield
     finally:

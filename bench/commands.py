@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from ..options import quantity
+from ..quantities import parse_bytes
 
 bench = typer.Typer(name="bench", no_args_is_help=True, help="Measure on this machine what our figures rest on.")
 
@@ -96,12 +97,23 @@ def train(
     rounds: Annotated[int, typer.Option(help="How often each contender takes a step.")] = 5,
     threads: Annotated[int | None, typer.Option(help="CPU threads. \\[default: as torch chooses]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(help="Of the product in our steps: auto (tf32 on a GPU, float32 on a CPU), float32, tf32 or bfloat16."),
+    ] = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="For the decoder's statistics, as in `train`. \\[default: half of the machine's]"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
 ) -> None:
     """A training step (PAM-SGD, Adam) against the bare product x·W_enc, plain dense Adam and SAELens (where installed)."""
     from .train import TrainBench, run, table
 
-    config = TrainBench(rows=rows, d_in=d_in, latents=latents, k=k, rounds=rounds, threads=threads, device=device)
+    config = TrainBench(
+        rows=rows, d_in=d_in, latents=latents, k=k, rounds=rounds, threads=threads, device=device,
+        precision=precision, memory=None if memory is None else parse_bytes(memory),  # type: ignore[arg-type]
+    )  # fmt: skip
     with _bar(config.steps) as step:
         result = run(config, step)
     print(json.dumps(result) if as_json else table(result))

@@ -5,13 +5,17 @@
 Every contender takes one step a round on the same random rows, in an order drawn anew each round; units are the time of the bare product
 x·W_enc (torch.mm, float32) in the same round. PAM's step holds its statistics; the time of a solve, over the steps between two solves, is
 added. No latent counts as dead. Random rows spread the codes evenly over the latents, which is the Gram matrix's worst case.
+
+With a `precision` other than float32 the product at that precision, on operands rounded beforehand, is timed too: our steps' shares are of
+that limit. TF32 is then open to plain Adam and SAELens as well. Where the Gram matrix does not fit the memory, PAM solves by conjugate
+gradients here as it does in a run, over a window that has been filled. On a GPU torch's topk is timed beside ours.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import cycle
@@ -25,13 +29,16 @@ from ..errors import SplinterpError
 from ..sae import SparseCodes
 from ..train import TrainConfig
 from ..train.adam import AdamBaseline
-from ..train.config import Method
+from ..train.budget import solves_by_cg
+from ..train.config import Method, Precision
 from ..train.gram import add_gram
 from ..train.pam import PAM
+from ..train.precision import Rounding, rounding, tensor_cores
 from ..train.sparse import sparse_pass
+from ..train.window import Window
 from .contest import measure
 
-BARE, SOLVE = "bare product", "solve"
+BARE, ROUNDED, SOLVE = "bare product", "rounded product", "solve"
 # The contenders' names in the JSON object, and in the table.
 NAMES = {
     "pam": "our PAM step, statistics and solves in it",
@@ -42,7 +49,10 @@ NAMES = {
 }
 # Parts of the PAM step, timed on their own in the same rounds; each finds its input in a warmer or colder cache than within the step.
 PRODUCT, TOP_K, GRADIENTS, ADAM, STATISTICS = "product", "top-k", "decoding and gradients", "Adam, unit norms", "statistics"
+TORCH_TOP_K = "torch's topk"  # beside ours, on a GPU
 BATCHES = 3  # of rows, taken in turn
+# Of the products that the Gram matrix's contender adds to the statistics': they take their time and change nothing.
+NEXT_TO_NOTHING = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,10 @@ class TrainBench:
     threads: int | None = None
     """None: as many as torch takes."""
     device: str = "auto"
+    precision: Precision = "auto"
+    """Of the product in our steps; see `train.precision`."""
+    memory: int | None = None
+    """Bytes for the statistics; None: half of the device's."""
 
     def __post_init__(self) -> None:
         for what, value in (
@@ -77,19 +91,34 @@ class TrainBench:
     def train_config(self, method: Method) -> TrainConfig:
         """Of a run without end in which no latent counts as dead."""
         return TrainConfig(
-            method=method, activation="topk", d_sae=self.latents, k=self.k, rows=10**12, batch_size=self.rows, lr=1e-4, dead_after=10**12
+            method=method, activation="topk", d_sae=self.latents, k=self.k, rows=10**12, batch_size=self.rows, lr=1e-4, dead_after=10**12,
+            precision=self.precision, memory=self.memory,
         )  # fmt: skip
+
+    @property
+    def contenders(self) -> list[str]:
+        """Who takes part."""
+        device = choose_device(self.device)
+        left_out = {
+            "gram": solves_by_cg(self.train_config("pam"), device),
+            "saelens": find_spec("sae_lens") is None,
+            ROUNDED: rounding(self.precision, device) == "float32",
+            TORCH_TOP_K: device.type != "cuda",
+        }
+        everyone = (BARE, ROUNDED, *NAMES, SOLVE, PRODUCT, TOP_K, TORCH_TOP_K, GRADIENTS, ADAM, STATISTICS)
+        return [name for name in everyone if not left_out.get(name)]
 
     @property
     def steps(self) -> int:
         """Contenders' runs in all."""
-        return self.rounds * (11 + (find_spec("sae_lens") is not None))
+        return self.rounds * len(self.contenders)
 
 
 def run(config: TrainBench, progress: Callable[[], None] | None = None) -> dict[str, Any]:
     """What was measured: `unit_seconds`, `units` by contender, `parts` of the PAM step and `solve_every`; see `table`.
 
-    `progress` is called after each contender's run. SAELens takes part where it is installed; else its units are None.
+    `shares` are the product's time at the `precision`, over our steps' time. `progress` is called after each contender's run. SAELens takes
+    part where it is installed, and the Gram matrix where it fits; else their units are None.
     """
     device = choose_device(config.device)
     with _threads(config.threads):
@@ -114,10 +143,13 @@ def run(config: TrainBench, progress: Callable[[], None] | None = None) -> dict[
     seconds["pam"] = [step + solve / solve_every for step, solve in zip(seconds["pam"], seconds[SOLVE], strict=True)]
     units = {name: [t / bare for t, bare in zip(times, seconds[BARE], strict=True)] for name, times in seconds.items()}
     median = {name: statistics.median(times) for name, times in units.items()}
+    limit = seconds.get(ROUNDED, seconds[BARE])
+    shares = {name: statistics.median(p / t for p, t in zip(limit, seconds[name], strict=True)) for name in ("pam", "adam")}
     parts = {name: median[name] for name in (PRODUCT, TOP_K, GRADIENTS, ADAM, STATISTICS)}
     return {
         "shape": {"rows": config.rows, "d_in": config.d_in, "latents": config.latents, "k": config.k},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} CPU threads",
+        "precision": rounding(config.precision, device),
         "rounds": config.rounds,
         "unit_seconds": statistics.median(seconds[BARE]),
         "solve_every": solve_every,
@@ -125,6 +157,9 @@ def run(config: TrainBench, progress: Callable[[], None] | None = None) -> dict[
         "units": {name: median.get(name) for name in NAMES},
         "ranges": {name: [min(units[name]), max(units[name])] for name in NAMES if name in units},
         "parts": parts | {"solves": median[SOLVE] / solve_every},
+        "product_units": median.get(ROUNDED, 1.0),
+        "shares": shares,
+        "torch_topk_units": median.get(TORCH_TOP_K),
     }
 
 
@@ -142,27 +177,61 @@ def _contenders(config: TrainBench, device: torch.device) -> tuple[dict[str, Cal
     assert isinstance(codes, SparseCodes)
     assert figures.pattern is not None
     pattern, pam_statistics = figures.pattern, pam.statistics
-    gram = torch.zeros(config.latents, config.latents, dtype=torch.float64, device=device)
+    if isinstance(pam_statistics, Window):
+        for _ in range(pam_statistics.capacity // config.rows):
+            more = torch.randn(config.rows, config.d_in, generator=generator).to(device)
+            some = w.encode(more)
+            assert isinstance(some, SparseCodes)
+            pam_statistics.add(more, some)
+    rounded = rounding(config.precision, device)
+    with_tensor_cores = lambda: nullcontext() if rounded == "float32" else tensor_cores(True)  # noqa: E731
     plain = _plain_adam(config, device)
+
+    def theirs(step: Callable[[Tensor], object]) -> object:
+        with with_tensor_cores():
+            return step(next(turn))
+
     contenders: dict[str, Callable[[], object]] = {
         BARE: lambda: torch.mm(x, W_enc),
+        ROUNDED: _rounded_product(x, W_enc, rounded),
         "pam": lambda: pam.step(next(turn), lr),
         "adam": lambda: adam.step(next(turn), lr),
-        "gram": lambda: add_gram(gram, codes, pattern),
-        "plain_adam": lambda: plain(next(turn)),
+        "plain_adam": lambda: theirs(plain),
         SOLVE: lambda: pam.take(pam.solve()),
         PRODUCT: lambda: w.pre_activations(x, out=pre),
         TOP_K: lambda: w.activate(pre),
-        GRADIENTS: lambda: sparse_pass(x, codes, w.W_dec, w.b_dec),
+        TORCH_TOP_K: lambda: pre.topk(config.k, dim=1, sorted=False),
+        GRADIENTS: lambda: sparse_pass(x, codes, w.W_dec, w.b_dec, moment=pam.gradient.moment),
         ADAM: pam.gradient.update,
-        STATISTICS: lambda: pam_statistics.add(x, codes, pattern),
     }
+    if isinstance(pam_statistics, Window):
+        contenders[STATISTICS] = lambda: pam_statistics.add(x, codes)
+    else:
+        gram = pam_statistics.gram
+        contenders["gram"] = lambda: add_gram(gram, codes, pattern, NEXT_TO_NOTHING)
+        contenders[STATISTICS] = lambda: pam_statistics.add(x, codes, pattern, figures.cross)
     if find_spec("sae_lens") is not None:
         from .saelens import training_step
 
-        theirs = training_step(config.d_in, config.latents, config.k, config.rows, device)
-        contenders["saelens"] = lambda: theirs(next(turn))
-    return contenders, solve_every
+        saelens = training_step(config.d_in, config.latents, config.k, config.rows, device)
+        contenders["saelens"] = lambda: theirs(saelens)
+    return {name: contenders[name] for name in config.contenders}, solve_every
+
+
+def _rounded_product(x: Tensor, W_enc: Tensor, rounded: Rounding) -> Callable[[], object]:
+    """The product at a precision and nothing else: bfloat16 operands are there already, and on a GPU no bias is added."""
+    if rounded != "bfloat16":
+
+        def product() -> Tensor:
+            with tensor_cores(rounded == "tf32"):
+                return torch.mm(x, W_enc)
+
+        return product
+    a, b = x.bfloat16(), W_enc.bfloat16()
+    if x.is_cuda:
+        return lambda: torch.mm(a, b, out_dtype=torch.float32)
+    a, b = a.float(), b.float()  # as a CPU has it
+    return lambda: torch.mm(a, b)
 
 
 def _plain_adam(config: TrainBench, device: torch.device) -> Callable[[Tensor], None]:
@@ -212,6 +281,12 @@ def table(result: dict[str, Any]) -> str:
             low, high = result["ranges"][name]
             lines.append(f"| {told} | {units[name]:.2f} ({low:.2f}–{high:.2f}) | {units[name] / units['pam']:.2f} |")
     parts = ", ".join(f"{name} {value:.2f}" for name, value in result["parts"].items())
-    return "\n".join(
-        [*lines, "", f"Our PAM step's parts, each on its own, in units: {parts}; the Gram matrix is in the statistics."]
-    )
+    lines += ["", f"Our PAM step's parts, each on its own, in units: {parts}; the Gram matrix is in the statistics."]
+    shares = ", ".join(f"{name} {value:.2f}" for name, value in result["shares"].items())
+    lines += [
+        "",
+        f"The product in {result['precision']} takes {result['product_units']:.2f} units; its share of our steps' time: {shares}.",
+    ]
+    if result["torch_topk_units"] is not None:
+        lines += [f"torch's own topk would take {result['torch_topk_units']:.2f} units."]
+    return "\n".join(lines)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import StoreError
-from ..sae import SAE, SparseCodes
+from ..sae import SAE, Codes, RaggedCodes, SparseCodes, entry_rows
 from ..store import Store
 
 BATCH = 8192
@@ -71,11 +71,14 @@ def strongest_rows(sae: SAE, store: Store, site: str, m: int = 16, progress: Cal
     return Strongest(values, rows, fired, total, start)
 
 
-def _entries(codes: SparseCodes | torch.Tensor, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _entries(codes: Codes, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All codes above zero as (latent, value, row)."""
     if isinstance(codes, SparseCodes):
         row, column = (codes.values > 0).nonzero(as_tuple=True)
         latent, value = codes.indices[row, column], codes.values[row, column]
+    elif isinstance(codes, RaggedCodes):
+        above = codes.values > 0
+        row, latent, value = entry_rows(codes)[above], codes.indices[above], codes.values[above]
     else:
         row, latent = (codes > 0).nonzero(as_tuple=True)
         value = codes[row, latent]

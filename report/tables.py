@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -11,6 +13,7 @@ from ..quantities import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from ..harvest import HarvestConfig, Plan, Probe
+    from ..train import Member, MemberResult, TrainConfig
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -93,6 +96,42 @@ def print_info(console: Console, facts: dict[str, Any]) -> None:
     }
     for name, value in rest.items():
         console.print(f"  {name}: {value}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_train_plan(console: Console, config: TrainConfig, members: Sequence[Member], site: str, rows: int, out: Path) -> None:
+    """What a training run, or a sweep of `members`, will do on a site with so many training rows, and where it goes."""
+    c = config
+    stream = f"{format_count(c.rows)} rows ({c.rows / rows:.2g} epochs), {c.steps:,} steps of {c.batch_size}"
+    if members:
+        from ..train.axes import axes_of
+
+        told = " × ".join(f"{name}={','.join(values)}" for name, values in axes_of(members).items())
+        line = f"Sweep of {told}: {len(members)} SAEs on {site}, together: {stream} -> {out}"
+    else:
+        sparsity = f"l1={c.l1:g}" if c.k is None else f"k={c.k}"
+        line = f"{c.method} on {site}: {stream}, {c.d_sae:,} latents, {sparsity}, lr {c.lr:.2g}, seed {c.seed} -> {out}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_sweep(console: Console, results: Sequence[MemberResult]) -> None:
+    """The SAEs of a sweep, a line each: what sets it apart, and its figures on held-out rows; the lowest FVU is marked."""
+    summaries = [result.summary for result in results if result.summary]
+    best, n = min(summary["fvu"] for summary in summaries), summaries[0]["n_rows"]
+    table = Table(title=f"On {n:,} held-out rows (dead: fired on none of them)", title_justify="left")
+    for name in (*results[0].member.values, "FVU", "as trained", "L0", "dead", "train", "solve", ""):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    for result in results:
+        own, s = result.member.values.values(), result.summary
+        if s is None:
+            table.add_row(*own, "–", "–", "–", "–", "–", "–", f"diverged by step {result.diverged:,}", style="red")
+            continue
+        before, solve = s["before_last_solve"], s["seconds"].get("last_solve")
+        table.add_row(
+            *own, f"{s['fvu']:.4f}", f"{(before or s)['fvu']:.4f}", f"{s['l0']:.1f}", f"{s['dead_fraction']:.1%}",
+            format_seconds(s["seconds"]["train"]), format_seconds(solve) if solve is not None else "–", "best" if s["fvu"] == best else "",
+            style="bold" if s["fvu"] == best else None,
+        )  # fmt: skip
+    console.print(table)
 
 
 def print_results(console: Console, summaries: dict[str, dict[str, Any]]) -> None:

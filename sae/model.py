@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import SAEError
 from .codes import Codes, SparseCodes, decode
+from .ragged import sparse_if_sparse
 
 Architecture = Literal["standard", "topk", "abstopk", "jumprelu"]
 WITH_K: tuple[Architecture, ...] = ("topk", "abstopk")  # those that are told how many latents a row keeps
@@ -86,7 +87,8 @@ class SAE:
         return torch.addmm(self.b_enc, x, self.W_enc)
 
     def encode(self, x: Tensor) -> Codes:
-        """Rows [N, d_in] -> codes: SparseCodes with k entries a row for topk and abstopk, dense [N, d_sae] otherwise."""
+        """Rows [N, d_in] -> codes: SparseCodes with k entries a row for topk and abstopk; otherwise RaggedCodes where few are not zero, else
+        dense [N, d_sae]."""
         pre = self.pre_activations(x)
         match self.config.architecture:
             case "topk" | "abstopk":
@@ -96,9 +98,9 @@ class SAE:
                 return (select_topk if self.config.architecture == "topk" else select_abs_topk)(pre, self.config.k)
             case "jumprelu":
                 assert self.threshold is not None
-                return pre.relu() * (pre > self.threshold)
+                return sparse_if_sparse(pre.relu() * (pre > self.threshold))
             case "standard":
-                return pre.relu()
+                return sparse_if_sparse(pre.relu())
 
     def decode(self, codes: Codes) -> Tensor:
         """Codes of N rows -> reconstructions [N, d_in]."""
@@ -149,9 +151,15 @@ class SAE:
         return replace(self, **{k: None if v is None else v.to(device=device, dtype=dtype) for k, v in tensors.items()})
 
 
+# Whether a GPU looks for block maxima first, too: its own topk goes through a row many times, a few bits of a radix at a time, and maxima
+# once. By that reckoning only: no GPU has been asked. `splinterp bench train` times both there.
+_BLOCKS_ON_GPU = True
+
+
 def select_topk(pre: Tensor, k: int) -> SparseCodes:
     """The k largest pre-activations a row, then ReLU: [N, d_sae] -> SparseCodes [N, k]."""
-    values, indices = _largest(pre, k) if pre.device.type == "cpu" else pre.topk(k, dim=1, sorted=False)
+    by_blocks = pre.device.type == "cpu" or _BLOCKS_ON_GPU
+    values, indices = _largest(pre, k) if by_blocks else pre.topk(k, dim=1, sorted=False)
     return SparseCodes(indices, values.relu())
 
 

@@ -6,6 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: a test that asks the network is a mistake
 
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,20 @@ MAX_CONTEXT = 64
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def written_at_last():
+    """A file's bytes, once another process that writes it has come to something: wandb's does so for a moment after a run's end."""
+
+    def read(path: Path) -> bytes:
+        size, until = -1, time.monotonic() + 20
+        while (path.stat().st_size < 1000 or path.stat().st_size != size) and time.monotonic() < until:
+            size = path.stat().st_size
+            time.sleep(0.1)
+        return path.read_bytes()
+
+    return read
 
 
 @pytest.fixture(scope="session")

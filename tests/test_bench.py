@@ -86,19 +86,27 @@ def test_mistakes(settings, sentence):
         run(HarvestBench(**settings))
 
 
-def test_the_train_bench(torch_threads):
+@pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}, {"memory": 200_000}])
+def test_the_train_bench(torch_threads, options):
     steps = []
-    config = train_bench.TrainBench(rows=32, d_in=16, latents=128, k=4, rounds=2, threads=1, device="cpu")
+    config = train_bench.TrainBench(rows=32, d_in=16, latents=128, k=4, rounds=2, threads=1, device="cpu", **options)
     result = train_bench.run(config, lambda: steps.append(1))
     assert len(steps) == config.steps
     assert json.loads(json.dumps(result)) == result
     assert result["shape"] == {"rows": 32, "d_in": 16, "latents": 128, "k": 4}
     assert result["unit_seconds"] > 0
     assert set(result["units"]) == set(train_bench.NAMES)
-    assert all(units > 0 for name, units in result["units"].items() if name != "saelens" or units is not None)
+    by_cg = "memory" in options  # the Gram matrix does not fit
+    assert (result["units"]["gram"] is None) == by_cg
+    assert all(units > 0 for name, units in result["units"].items() if name not in ("saelens", "gram") or units is not None)
+    assert result["precision"] == options.get("precision", "float32")
+    assert all(0 < share < 1 for share in result["shares"].values())
+    assert result["torch_topk_units"] is None
     assert all(name in train_bench.table(result) for name in ("our PAM step", "solves"))
     with pytest.raises(SplinterpError, match="k=129 must be between 1 and the number of latents, 128"):
         train_bench.TrainBench(latents=128, k=129)
+    with pytest.raises(SplinterpError, match="tf32 is a GPU's"):
+        train_bench.run(train_bench.TrainBench(latents=128, k=4, device="cpu", precision="tf32"))
     with pytest.raises(SplinterpError, match="number of threads must be at least 1, not 0"):
         train_bench.TrainBench(threads=0)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from splinterp import store as stores
 from splinterp.sae import SparseCodes, l0, load_sae, select_topk, to_dense
 from splinterp.train import TrainConfig, raw_rows, train
-from splinterp.train.adam import AdamBaseline
 from splinterp.train.batchtopk import Threshold, select_batch_topk
 from splinterp.train.config import Method
-from splinterp.train.pam import PAM
-from splinterp.train.sparse import dense_pass, sparse_pass
 
 CPU = torch.device("cpu")
 N, D_IN, D_SAE, K = 64, 12, 128, 5
@@ -42,27 +41,15 @@ def pre_activations(kind: str) -> torch.Tensor:
     return pre
 
 
-@pytest.mark.parametrize(
-    ("kind", "sparse"),
-    [
-        ("even", True),
-        ("a few rows have much", False),
-        ("one row has it all", False),
-        ("few are positive", True),
-        ("none is positive", True),
-    ],
-)
+@pytest.mark.parametrize("kind", ["even", "a few rows have much", "one row has it all", "few are positive", "none is positive"])
 @pytest.mark.parametrize("k", [1, K, 40, D_SAE])
-def test_the_largest_of_the_batch_are_kept(kind, sparse, k):
+def test_the_largest_of_the_batch_are_kept(kind, k):
     pre = pre_activations(kind)
     codes, expected = select_batch_topk(pre, k), reference(pre, k)
     assert torch.equal(to_dense(codes, D_SAE), expected)
     assert l0(codes) == min(k, float((pre > 0).sum()) / N)
-    if k == K:
-        assert isinstance(codes, SparseCodes) == sparse
-    if isinstance(codes, SparseCodes):
-        assert codes.values.shape[1] == max(1, int((expected > 0).sum(1).max()))  # no wider than it must be
-        assert all(row.unique().numel() == row.numel() for row in codes.indices)
+    assert len(codes.values) == (expected > 0).sum()  # no zeros among them
+    assert all(codes.indices[a:b].unique().numel() == b - a for a, b in itertools.pairwise(codes.starts.tolist()))
 
 
 def test_ties_are_kept_and_a_nan_is_not_hidden():
@@ -71,41 +58,9 @@ def test_ties_are_kept_and_a_nan_is_not_hidden():
     assert l0(select_batch_topk(pre, 2)) == 9
     pre = pre_activations("even")
     pre[5, 7] = torch.nan
-    for widest in (4, 1):
-        codes = select_batch_topk(pre, K, widest)
+    for candidates in (4, 1):
+        codes = select_batch_topk(pre, K, candidates)
         assert torch.isnan(to_dense(codes, D_SAE)).any()
-
-
-def test_the_dense_pass_is_the_sparse_one():
-    generator = torch.Generator().manual_seed(1)
-    x, W_dec, b_dec = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((N, D_IN), (D_SAE, D_IN), (D_IN,)))
-    codes = select_batch_topk(pre_activations("even").double(), K)
-    assert isinstance(codes, SparseCodes)
-    sparse, dense = sparse_pass(x, codes, W_dec, b_dec), dense_pass(x, to_dense(codes, D_SAE), W_dec, b_dec)
-    for a, b in zip((sparse.error, *sparse.gradients), (dense.error, *dense.gradients), strict=True):
-        assert torch.allclose(a, b, rtol=1e-12, atol=1e-14)
-    assert dense_pass(x, to_dense(codes, D_SAE), W_dec, b_dec, decoder=False).gradients[2:] == (None, None)
-
-
-@pytest.mark.parametrize("method", [PAM, AdamBaseline])
-def test_a_run_is_the_same_from_sparse_and_from_dense_codes(method, monkeypatch):
-    """With AuxK, statistics and solves."""
-    c = config("pam" if method is PAM else "adam", dead_after=500, solve_every=4)
-    x = torch.randn(20, 250, 3 * D_IN, generator=torch.Generator().manual_seed(2)).relu()
-    mixing = torch.randn(3 * D_IN, D_IN, generator=torch.Generator().manual_seed(3))
-    runs = []
-    for widest in (1000, 1):  # always sparse, never
-        monkeypatch.setattr(
-            "splinterp.train.encoder.select_batch_topk", lambda pre, k, widest=widest: select_batch_topk(pre, k, widest)
-        )
-        run, kinds = method(D_IN, c, CPU), set()
-        for batch in x @ mixing / D_IN:
-            kinds.add(type(run.step(batch, 3e-3).codes))
-        assert kinds == {SparseCodes if widest > 1 else torch.Tensor}
-        runs.append(run)
-    for name, tensor in runs[0].weights.state().items():
-        other = runs[1].weights.state()[name]
-        assert (tensor - other).norm() <= 1e-3 * tensor.norm(), name
 
 
 def test_the_threshold_is_the_running_mean_of_the_smallest_kept():

@@ -45,9 +45,9 @@ def after(n: int):
 
 def train_interrupted(store, out: Path, logger: str, monkeypatch) -> None:
     """Interrupted twelve steps in, eight after its last checkpoint, and resumed."""
-    from splinterp.train import loop
+    from splinterp.train import training
 
-    monkeypatch.setattr(loop.Checkpoints, "due", lambda self: self.step is None or self.step < 4)
+    monkeypatch.setattr(training.Checkpoints, "due", lambda self: self.step is None or self.step < 4)
     with pytest.raises(Interrupted):
         train(store, None, CONFIG, out, logger=logger, progress=after(12))
     train(store, None, CONFIG, out, logger=logger, resume=True)
@@ -96,13 +96,13 @@ def test_tensorboard_itself_reads_every_line_once(store, tmp_path, monkeypatch):
     assert read == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines(tmp_path / "run")]
 
 
-def test_wandb_works_without_a_network(store, tmp_path, monkeypatch):
+def test_wandb_works_without_a_network(store, tmp_path, monkeypatch, written_at_last):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     train(store, None, CONFIG, tmp_path / "run", logger="wandb")
     (kept,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    written = kept.read_bytes()
+    written = written_at_last(kept)
     assert b"held_out_fvu" in written
     assert b"store_fingerprint" in written  # every setting goes along
     train(store, None, CONFIG, tmp_path / "run", force=True)

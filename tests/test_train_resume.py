@@ -19,7 +19,7 @@ from splinterp import store as stores
 from splinterp.errors import Interrupted, SplinterpError, StoreError
 from splinterp.sae import load_sae
 from splinterp.store.files import Lock
-from splinterp.train import TrainConfig, loop, train
+from splinterp.train import TrainConfig, train, training
 from splinterp.train import checkpoint as files
 from splinterp.train.loop import Progress
 from splinterp.train.pam import PAM
@@ -37,6 +37,9 @@ CONFIGS = {
     "adam": replace(CONFIG, method="adam"),
     "relu": replace(CONFIG, activation="relu", k=None, k_start=None, l1=1.0),
     "batchtopk": replace(CONFIG, activation="batchtopk"),
+    "jumprelu": replace(CONFIG, activation="jumprelu"),
+    "resampling": replace(CONFIG, activation="jumprelu", revive="resample", dead_after=600, decay=0.1),
+    "resampling without a Gram matrix": replace(CONFIG, revive="resample", dead_after=600, decay=0.1, memory=250_000),
     "batchtopk, adam": replace(CONFIG, activation="batchtopk", method="adam"),
 }
 
@@ -126,8 +129,8 @@ def test_a_second_ctrl_c_ends_at_once(store, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         real(path, position, state)
 
-    monkeypatch.setattr(loop, "write_checkpoint", again)
-    monkeypatch.setattr(loop, "MOST_OF_THE_TIME", math.inf)
+    monkeypatch.setattr(training, "write_checkpoint", again)
+    monkeypatch.setattr(training, "MOST_OF_THE_TIME", math.inf)
     with pytest.raises(Interrupted, match=r"Interrupted in step 7 of 47; .*checkpoint of step 5.*--resume"):
         train(store, None, CONFIG, tmp_path / "run", progress=signal_at(6 * 256), checkpoint_every=0)
     monkeypatch.undo()
@@ -234,7 +237,7 @@ def test_force_leaves_nothing_of_an_interrupted_run(store, tmp_path, interrupted
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_divergence_keeps_the_last_good_checkpoint(store, tmp_path, monkeypatch, value):
     """A weight goes bad between two lines of the log, so that only the checkpoint can see it."""
-    monkeypatch.setattr(loop, "MOST_OF_THE_TIME", math.inf)
+    monkeypatch.setattr(training, "MOST_OF_THE_TIME", math.inf)
     real = PAM.step
 
     def poisoned(self, x, lr):
@@ -271,8 +274,8 @@ def test_a_disk_that_refuses_a_checkpoint_costs_no_training(store, tmp_path, mon
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path, position, state)
 
-    monkeypatch.setattr(loop, "write_checkpoint", full)
-    monkeypatch.setattr(loop, "MOST_OF_THE_TIME", math.inf)
+    monkeypatch.setattr(training, "write_checkpoint", full)
+    monkeypatch.setattr(training, "MOST_OF_THE_TIME", math.inf)
     train(store, None, CONFIG, tmp_path / "run", checkpoint_every=0, tell=told.append)
     assert told[0].startswith("Checkpoint: ")
     assert "weights, optimiser, statistics" in told[0]
@@ -291,14 +294,14 @@ def test_checkpoints_take_no_more_than_their_share(tmp_path, monkeypatch):
     def slow(path, position, state):
         clock[0] += 30.0
 
-    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(loop, "write_checkpoint", slow)
-    checkpoints = loop.Checkpoints(tmp_path, 60.0, lambda sentence: None, files.Position(), found=False)
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(training, "write_checkpoint", slow)
+    checkpoints = training.Checkpoints(tmp_path, 60.0, files.Position(), found=False)
     written = 0
     for _ in range(5000):  # seconds of training
         clock[0] += 1.0
         if checkpoints.due():
-            checkpoints.write_or_tell(files.Position(), {})
+            checkpoints.write(files.Position(), {})
             written += 1
     assert clock[0] - 5000 == 30.0 * written
     assert 5 <= written <= 0.05 * clock[0] / 30 + 1

@@ -1,26 +1,36 @@
 """Training: PAM-SGD with a decoder in closed form, and the Adam baseline."""
 
 from .auto import auto_batch_size, auto_lr
+from .axes import Member, members, parse_axes
 from .config import TrainConfig
 from .decoder import Decoder, Penalties, solve_decoder
 from .directory import remove_run
 from .gram import Statistics
 from .last_solve import LastSolve, last_solve
 from .rows import raw_rows
-from .run import TrainResult, train
+from .run import train
+from .settings import TrainOptions
+from .stages import TrainResult
+from .sweep import MemberResult, train_sweep
 
 __all__ = [
     "Decoder",
     "LastSolve",
+    "Member",
+    "MemberResult",
     "Penalties",
     "Statistics",
     "TrainConfig",
+    "TrainOptions",
     "TrainResult",
     "auto_batch_size",
     "auto_lr",
     "last_solve",
+    "members",
+    "parse_axes",
     "raw_rows",
     "remove_run",
     "solve_decoder",
     "train",
+    "train_sweep",
 ]

@@ -9,36 +9,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..sae import Codes, SparseCodes, select_topk
+from ..sae import Codes, RaggedCodes, rows_of, select_topk, starts_of, to_ragged
 from .config import TrainConfig
 from .state import State
 
-# Codes are padded to the row that has the most. Beyond this many times k the Gram matrix of padded codes, quadratic in the width, and what
-# else is taken from them would cost about as much as dense products (train/cost.py, at d_in=768, d_sae=8192, k=32).
-_WIDEST = 4
+# The search for the smallest that is kept begins with this many times k candidates a row.
+_CANDIDATES = 4
 # The threshold's running mean remembers this many batches, as SAELens's does, but no more than this share of the run: the encoder it
 # belongs to is the last one.
 _BATCHES_REMEMBERED, _SHARE_REMEMBERED = 100, 0.05
 
 
-def select_batch_topk(pre: Tensor, k: int, widest: int = _WIDEST) -> Codes:
+def select_batch_topk(pre: Tensor, k: int, candidates: int = _CANDIDATES) -> RaggedCodes:
     """The k·N largest pre-activations [N, d_sae] of the batch, as far as they are positive; those equal to the smallest kept are kept too.
 
-    Returns: SparseCodes, padded with zeros to the row with the most, where no row has as many as widest·k; else dense codes [N, d_sae].
-
-    The search is exact. Each row's widest·k largest are candidates; a row whose least candidate stays below the smallest kept has no other
+    The search is exact. Each row's candidates·k largest come first; a row whose least candidate stays below the smallest kept has no other
     that could be kept, and where that is so of all rows the candidates suffice.
     """
-    width = min(widest * k, pre.shape[1])
+    width = min(candidates * k, pre.shape[1])
     indices, values = select_topk(pre, width)
     smallest, least = _nth_largest(values.flatten(), k * len(pre)), values.amin(1)
     if width == pre.shape[1] or bool(((least < smallest) | (least == 0)).all()):
-        kept = values.masked_fill(values < smallest, 0)  # put like this, a NaN stays and is seen
-        kept, places = kept.topk(max(1, int((kept != 0).sum(1).max())), dim=1, sorted=False)
-        return SparseCodes(indices.gather(1, places), kept)
+        kept = ~((values < smallest) | (values == 0))  # put like this, a NaN stays and is seen
+        rows, places = kept.nonzero(as_tuple=True)
+        return RaggedCodes(indices[rows, places], values[rows, places], starts_of(rows, len(pre)))
     # The candidates' smallest is a lower bound, so that few more than k·N are left to choose from.
     smallest = _nth_largest(pre[pre >= smallest], k * len(pre))
-    return pre.relu().masked_fill_(pre < smallest, 0)
+    return to_ragged(pre, ~((pre < smallest) | (pre <= 0)))
 
 
 def _nth_largest(values: Tensor, n: int) -> Tensor:
@@ -56,10 +53,10 @@ class Threshold:
 
     def update(self, codes: Codes) -> None:
         """Take note of the codes of one batch; a smaller batch, as the last may be, counts for less."""
-        values = codes.values if isinstance(codes, SparseCodes) else codes
+        values = codes if isinstance(codes, Tensor) else codes.values
         kept = values[values > 0]
         if len(kept):
-            self.value.lerp_(kept.min().double(), self._rate * len(values) / self._whole_batch)
+            self.value.lerp_(kept.min().double(), self._rate * rows_of(codes) / self._whole_batch)
 
     def state(self) -> dict[str, Tensor]:
         """See `train.state`."""

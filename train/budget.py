@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 
 from ..devices import total_memory
@@ -72,3 +75,38 @@ def window_rows(config: TrainConfig, d_in: int, memory_rows: int, device: torch.
             "raise it or use fewer --latents."
         )
     return min(memory_rows, config.rows, room)
+
+
+def shares(configs: Sequence[TrainConfig], d_in: int, device: torch.device) -> list[int]:
+    """What each of several runs that are trained together may take of the budget, which is theirs together; in bytes.
+
+    Their solves come one after another. So each may take what the others' statistics leave, where that is enough for every Gram matrix;
+    else all have equal parts.
+
+    Raises:
+        SplinterpError: a part is too small even without a Gram matrix, or the machine has not the memory for all runs.
+    """
+    n, budget = len(configs), memory_budget(configs[0], device)
+    kept = [8 * config.d_sae**2 if config.method == "pam" else 0 for config in configs]
+    solving = [gram_bytes(c) - own if c.method == "pam" or c.last_solve else 0 for c, own in zip(configs, kept, strict=True)]
+    together = sum(kept) + max(solving)
+    fits = together <= budget
+    parts = [budget - (sum(kept) - own) if fits else max(1, budget // n) for own in kept]
+    for config, part in zip(configs, parts, strict=True):
+        try:
+            if solves_by_cg(replace(config, memory=part), device):
+                codes_bytes(replace(config, memory=part), d_in, device)
+        except SplinterpError as error:
+            raise SplinterpError(
+                f"The {n} SAEs of the sweep would take {format_bytes(together)} for statistics and solves, and share {format_bytes(budget)} "
+                f"(--memory). {error}"
+            ) from None
+    # Weights, their gradients and Adam's two moments of encoder and decoder, and a batch's pre-activations; all in float32.
+    weights = sum(4 * (4 * 2 * d_in + config.batch_size) * config.d_sae for config in configs)
+    needed, there = weights + min(together, budget), total_memory(device)
+    if needed > there:
+        raise SplinterpError(
+            f"The {n} SAEs of the sweep take {format_bytes(needed)} together, and this machine has {format_bytes(there)}: sweep fewer at a "
+            "time, or use fewer --latents."
+        )
+    return parts

@@ -1,8 +1,8 @@
 """A checkpoint: everything a training run needs to go on bit for bit, in one safetensors file that is replaced as a whole.
 
 The file holds the tensors of `state()` (train/state.py), the position of the run as JSON in its `__metadata__`, and as its last tensor the
-crc32c of all that stands before. No random number is drawn after the initialisation, and the order of the rows is a function of seed and
-epoch, so that there is no generator's state to keep: whoever brings in another random number keeps its generator's state in `state()`.
+crc32c of all that stands before. The order of the rows is a function of its seed and epoch, and but for resampling, which keeps its generator's
+state in `state()`, no random number is drawn after the initialisation: whoever brings in another one does the same.
 """
 
 from __future__ import annotations

@@ -9,8 +9,10 @@ from typing import Literal, get_args
 from ..errors import SplinterpError
 
 Method = Literal["pam", "adam"]
-Activation = Literal["topk", "batchtopk", "relu"]
-TOPK: tuple[Activation, ...] = ("topk", "batchtopk")  # those that are told how many latents a row keeps
+Activation = Literal["topk", "batchtopk", "relu", "jumprelu"]
+Revive = Literal["auxk", "resample", "none"]
+WITH_K: tuple[Activation, ...] = ("topk", "batchtopk", "jumprelu")  # those that are told how many latents a row has
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -18,17 +20,21 @@ class TrainConfig:
     """Settings of one training run.
 
     Penalties are in units of normalised rows (mean 0, mean square 1 per dimension). Those of the decoder belong to a loss that is a sum
-    over the rows of the statistics' memory (Theorem C.1); `l1`, `mu_enc` and `nu_enc` to one that is a mean over rows.
+    over the rows of the statistics' memory (Theorem C.1); `l1`, `l0`, `mu_enc` and `nu_enc` to one that is a mean over rows.
 
     Attributes:
         method: pam (closed-form decoder) or adam (the baseline: gradient steps on everything, unit-norm decoder).
-        activation: topk, batchtopk (k latents a row on average over a batch; saved as jumprelu) or relu.
+        activation: topk, batchtopk (k latents a row on average over a batch; saved as jumprelu), relu or
+            jumprelu (thresholds learnt for k latents a row on average).
         d_sae: number of latents.
-        k: latents kept a row (topk), or on average (batchtopk).
+        k: latents kept a row (topk), on average (batchtopk), or aimed at on average (jumprelu).
         l1: weight of the sparsity penalty Σ z_i‖W_dec,i‖ (relu).
+        l0: weight of the sparsity penalty on L0/k − 1 (jumprelu).
+        bandwidth: width of the window around a threshold that its gradient is estimated from (jumprelu), in units of √(d_in/k): the
+            pre-activations of a row's latents if there were k of one size.
         rows: rows to train on in all, epochs counted.
         batch_size: rows a step.
-        k_start: latents kept a row at the beginning (topk, batchtopk); None: k.
+        k_start: k at the beginning; None: k.
         k_anneal: share of the run over which k_start comes down to k.
         lr: peak learning rate of the encoder (and of Adam's decoder).
         warmup: share of the run over which the rate rises from zero; None: 5 %, at most 1000 steps.
@@ -41,11 +47,16 @@ class TrainConfig:
         solve_every: steps between two solves; None: chosen from their cost.
         memory_rows: how many rows the statistics remember (an exponential window); None: chosen from d_sae.
         last_solve: whether the finished encoder's decoder is solved once more over all training rows.
-        aux_coefficient: weight of AuxK, the loss that revives dead latents (topk, batchtopk); 0 turns it off.
+        revive: what is done for dead latents: auxk (a loss by which they reconstruct what the live ones leave), resample (they begin anew
+            towards rows with a large loss) or none.
+        aux_coefficient: weight of AuxK.
         dead_after: rows without firing after which a latent counts as dead in training.
         memory: bytes that the statistics and their solves may take; None: half of the device's memory. Where the Gram matrix takes more,
             solves are by conjugate gradients over a plain window of `memory_rows` rows, no more than fit.
-        seed: of initialisation and of the order of the rows.
+        precision: how the product x·W_enc of a training step is rounded (train/precision.py): float32, tf32 (GPUs), bfloat16; auto is tf32
+            on a GPU and float32 on a CPU. Everything else is float32 or float64.
+        seed: of initialisation and, where there is no `order_seed`, of the order of the rows.
+        order_seed: of the order of the rows; None: `seed`. Runs that share their batches have it in common.
     """
 
     method: Method
@@ -60,6 +71,8 @@ class TrainConfig:
     warmup: float | None = None
     decay: float = 0.35
     l1: float = 0.0
+    l0: float = 3.0
+    bandwidth: float = 0.2
     encoder_steps: int = 1
     mu_enc: float = 0.0
     nu_enc: float = 0.0
@@ -72,25 +85,32 @@ class TrainConfig:
     solve_every: int | None = None
     memory_rows: int | None = None
     last_solve: bool = True
+    revive: Revive = "auxk"
     aux_coefficient: float = 1 / 32
     dead_after: int = 50_000
     memory: int | None = None
+    precision: Precision = "auto"
     seed: int = 0
+    order_seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             raise SplinterpError(f"--method {self.method} is unknown; choose one of {', '.join(get_args(Method))}.")
         if self.activation not in get_args(Activation):
             raise SplinterpError(f"--activation {self.activation} is unknown; choose one of {', '.join(get_args(Activation))}.")
+        if self.precision not in get_args(Precision):
+            raise SplinterpError(f"--precision {self.precision} is unknown; choose one of {', '.join(get_args(Precision))}.")
+        if self.revive not in get_args(Revive):
+            raise SplinterpError(f"--revive {self.revive} is unknown; choose one of {', '.join(get_args(Revive))}.")
         for name in ("d_sae", "rows", "batch_size", "encoder_steps", "dead_after"):
             if getattr(self, name) < 1:
                 raise SplinterpError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.activation in TOPK and (self.k is None or not 1 <= self.k <= self.d_sae):
+        if self.activation in WITH_K and (self.k is None or not 1 <= self.k <= self.d_sae):
             raise SplinterpError(
                 f"k={self.k} must be between 1 and the number of latents, {self.d_sae}; lower --k or raise --latents."
             )
-        if self.k_start is not None and self.activation not in TOPK:
-            raise SplinterpError(f"--k-start belongs to topk and batchtopk; leave it out with --activation {self.activation}.")
+        if self.k_start is not None and self.activation not in WITH_K:
+            raise SplinterpError(f"--k-start belongs to {', '.join(WITH_K)}; leave it out with --activation {self.activation}.")
         if self.k_start is not None and self.k is not None and not self.k <= self.k_start <= self.d_sae:
             raise SplinterpError(f"k_start={self.k_start} must be between k={self.k} and the number of latents, {self.d_sae}.")
         for name in ("k_anneal", "warmup", "decay"):
@@ -102,14 +122,25 @@ class TrainConfig:
                 raise SplinterpError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.ridge is not None and not (math.isfinite(self.ridge) and self.ridge >= 0):
             raise SplinterpError(f"ridge={self.ridge} must be zero or positive.")
-        for name in ("lr", "l1", "mu_enc", "nu_enc", "alpha", "beta", "mu_dec", "nu_dec", "aux_coefficient"):
+        for name in ("lr", "l1", "l0", "bandwidth", "mu_enc", "nu_enc", "alpha", "beta", "mu_dec", "nu_dec", "aux_coefficient"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise SplinterpError(f"{name}={value} must be zero or positive.")
-        if not 0 <= self.seed < 2**63:
-            raise SplinterpError(f"seed={self.seed} must be between 0 and 2^63 - 1.")
+        for name in ("seed", "order_seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 2**63:
+                raise SplinterpError(f"{name}={value} must be between 0 and 2^63 - 1.")
+        if self.bandwidth == 0:
+            raise SplinterpError(
+                "bandwidth=0 would leave the thresholds where they are; give a positive --bandwidth or leave it out."
+            )
         if self.lr == 0:
             raise SplinterpError("lr=0 would train nothing; give a positive --lr or leave it out.")
+
+    @property
+    def seed_of_order(self) -> int:
+        """The seed of the order of the rows."""
+        return self.seed if self.order_seed is None else self.order_seed
 
     @property
     def steps(self) -> int:

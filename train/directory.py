@@ -22,6 +22,7 @@ from ..store.files import is_temporary, read_json, temporary, write_bytes
 from ..store.layout import LOCK
 from .checkpoint import CHECKPOINT
 from .config import TrainConfig
+from .precision import rounding
 
 METRICS, RUN, SUMMARY = "metrics.jsonl", "run.json", "summary.json"
 TENSORBOARD, WANDB = "tensorboard", "wandb"  # what loggers write, each into a folder of its own
@@ -39,7 +40,8 @@ def describe(store: Store, site: str, config: TrainConfig, device: torch.device)
         "training_rows": store.split_rows("train"),
         "held_out_rows": store.split_rows("held_out"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
-        "started": _now(),
+        "precision": rounding(config.precision, device),
+        "started": timestamp(),
         "versions": {"splinterp": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}},
     }
 
@@ -77,12 +79,7 @@ def resumed(directory: Path, described: Mapping[str, Any]) -> dict[str, Any]:
         raise SplinterpError(f"The run in {directory} is finished: there is nothing to resume. --force trains it again.")
     was, now = _compared(told), _compared(json.loads(json.dumps(described)))
     lower = "diverged" in told and now["lr"] < was["lr"]
-    differing = [name for name in was | now if was.get(name) != now.get(name) and not (name == "lr" and lower)]
-    if differing:
-        raise SplinterpError(
-            f"{directory} was begun with {', '.join(f'{name}={was.get(name)}' for name in differing)}, and not with "
-            f"{', '.join(f'{name}={now.get(name)}' for name in differing)}; --resume needs the same (another --out starts anew)."
-        )
+    check_same(directory, was, {**now, "lr": was["lr"]} if lower else now)
     if "diverged" in told and not lower:
         raise SplinterpError(
             f"The run in {directory} diverged at step {told['diverged']:,} and would do so again; give --resume a lower --lr "
@@ -90,7 +87,17 @@ def resumed(directory: Path, described: Mapping[str, Any]) -> dict[str, Any]:
         )
     if lower:
         told["diverged_before"] = [*told.get("diverged_before", []), {"step": told.pop("diverged"), "lr": was["lr"]}]
-    return {**told, "settings": described["settings"], "resumed": [*told.get("resumed", []), _now()]}
+    return {**told, "settings": described["settings"], "resumed": [*told.get("resumed", []), timestamp()]}
+
+
+def check_same(directory: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """See that what was begun in `directory` goes on with the same settings. Raises SplinterpError otherwise."""
+    differing = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    if differing:
+        raise SplinterpError(
+            f"{directory} was begun with {', '.join(f'{name}={was.get(name)}' for name in differing)}, and not with "
+            f"{', '.join(f'{name}={now.get(name)}' for name in differing)}; --resume needs the same (another --out starts anew)."
+        )
 
 
 def note_divergence(directory: Path, step: int) -> None:
@@ -132,5 +139,6 @@ def _compared(told: Mapping[str, Any]) -> dict[str, Any]:
     return {**told.get("settings", {}), **{name: told.get(name) for name in ("site", "store_fingerprint")}}
 
 
-def _now() -> str:
+def timestamp() -> str:
+    """The time, as files have it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -5,12 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..sae import SAE, Architecture, Codes, SAEConfig, decode, select_topk
+from ..sae import SAE, Architecture, Codes, SAEConfig, select_topk, sparse_if_sparse
 from .batchtopk import Threshold, select_batch_topk
 from .config import Activation, TrainConfig
+from .jumprelu import JumpReLU
+from .precision import Rounding, pre_activations, rounding
 from .state import State, joined, part
 
-ARCHITECTURES: dict[Activation, Architecture] = {"topk": "topk", "batchtopk": "jumprelu", "relu": "standard"}  # as finished
+ARCHITECTURES: dict[Activation, Architecture] = {
+    "topk": "topk",
+    "batchtopk": "jumprelu",
+    "relu": "standard",
+    "jumprelu": "jumprelu",
+}  # as finished
 NO_ROW = 1e-8  # the norm up to which a solved row counts as none
 
 
@@ -18,7 +25,7 @@ class Weights:
     """An SAE being trained on normalised rows: W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in] with unit-norm rows, b_dec; float32.
 
     The encoder lies in memory by latents, as `W_enc_rows` [d_sae, d_in]: so its gradient comes from sparse codes. With BatchTopK there is
-    the `threshold` of the finished encoder too.
+    the `threshold` of the finished encoder too, with JumpReLU there are the thresholds that are learnt.
     """
 
     def __init__(self, d_in: int, config: TrainConfig, device: torch.device) -> None:
@@ -26,6 +33,7 @@ class Weights:
         directions = torch.randn(config.d_sae, d_in, generator=generator)
         directions = (directions / directions.norm(dim=1, keepdim=True)).to(device)
         self.config = config
+        self.rounding: Rounding = rounding(config.precision, device)
         self.k = config.k  # the loop may begin with more, and come down to config.k
         self.W_dec = directions
         # Tied at the start, and small: the first reconstructions then fall short instead of overshooting.
@@ -33,6 +41,7 @@ class Weights:
         self.b_enc = torch.zeros(config.d_sae, device=device)
         self.b_dec = torch.zeros(d_in, device=device)
         self.threshold = Threshold(config, device) if config.activation == "batchtopk" else None
+        self.jumprelu = JumpReLU(d_in, config, device) if config.activation == "jumprelu" else None
 
     @property
     def W_enc(self) -> Tensor:
@@ -40,32 +49,21 @@ class Weights:
         return self.W_enc_rows.T
 
     def pre_activations(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Normalised rows [N, d_in] -> [N, d_sae], in `out` if given (without gradients)."""
-        return torch.addmm(self.b_enc, x, self.W_enc, out=out)
+        """Normalised rows [N, d_in] -> [N, d_sae], in `out` if given (without gradients); rounded as `config.precision` has it."""
+        return pre_activations(x, self.W_enc_rows, self.b_enc, self.rounding, out)
 
     def activate(self, pre: Tensor) -> Codes:
         """Pre-activations [N, d_sae] of a training batch -> codes."""
         if self.config.activation == "relu":
-            return pre.relu()
+            return sparse_if_sparse(pre.relu())
+        if self.jumprelu:
+            return self.jumprelu.encode(pre)
         assert self.k is not None
         return (select_topk if self.config.activation == "topk" else select_batch_topk)(pre, self.k)
 
     def encode(self, x: Tensor) -> Codes:
         """A training batch of normalised rows [N, d_in] -> codes."""
         return self.activate(self.pre_activations(x))
-
-    def dense_loss(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The training loss with ReLU, differentiable: a mean over the rows x [N, d_in] of ‖x̂ − x‖²/d_in, plus L1.
-
-        Returns: the loss, Σ‖x̂ − x‖² (detached), and the codes [N, d_sae].
-        """
-        codes = self.pre_activations(x).relu()
-        error = x - decode(codes, self.W_dec, self.b_dec)
-        squared = error.square().sum()
-        loss = squared / error.numel()
-        if self.config.l1:
-            loss = loss + self.config.l1 * (codes * self.W_dec.norm(dim=1)).sum() / error.numel()
-        return loss, squared.detach(), codes
 
     @torch.no_grad()
     def set_decoder(self, W_dec: Tensor, b_dec: Tensor) -> Tensor | None:
@@ -87,28 +85,36 @@ class Weights:
             return None
         self.W_enc.mul_(norms)
         self.b_enc.mul_(norms)
+        if self.jumprelu:
+            self.jumprelu.rescale(norms)
         return norms
 
     def state(self) -> dict[str, Tensor]:
         """See `train.state`."""
-        own = self._tensors()
-        return own | joined(threshold=self.threshold.state()) if self.threshold else own
+        thresholds = {name: kept.state() for name, kept in self._thresholds().items()}
+        return self._tensors() | joined(**thresholds)
 
     @torch.no_grad()
     def load_state(self, state: State) -> None:
         """Take the weights back."""
         for name, tensor in self._tensors().items():
             tensor.copy_(state[name])
-        if self.threshold:
-            self.threshold.load_state(part(state, "threshold"))
+        for name, kept in self._thresholds().items():
+            kept.load_state(part(state, name))
 
     def sae(self) -> SAE:
         """The SAE of normalised rows that these weights are; BatchTopK's is a JumpReLU SAE with one threshold for all latents."""
         c = self.config
         config = SAEConfig(ARCHITECTURES[c.activation], self.W_dec.shape[1], c.d_sae, c.k if c.activation == "topk" else None)
         weights = {name: t.clone(memory_format=torch.contiguous_format) for name, t in self._tensors().items()}
-        threshold = torch.full_like(weights["b_enc"], float(self.threshold.value)) if self.threshold else None
+        threshold = self.jumprelu.threshold if self.jumprelu else None
+        if self.threshold:
+            threshold = torch.full_like(weights["b_enc"], float(self.threshold.value))
         return SAE(config, **weights, threshold=threshold)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+
+    def _thresholds(self) -> dict[str, Threshold | JumpReLU]:
+        kept = {"threshold": self.threshold, "jumprelu": self.jumprelu}
+        return {name: one for name, one in kept.items() if one is not None}

@@ -7,35 +7,46 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..sae import ByLatent, Codes, SparseCodes
+from ..sae import ByLatent, Codes
 from .config import TrainConfig
 from .dead import DeadLatents
 from .encoder import Weights
-from .sparse import add_auxk, dense_pass, sparse_pass
+from .jumprelu import firing
+from .resample import Resampling
+from .sparse import add_auxk, dense_pass, sparse_pass, through_relu
 from .state import State, joined, part
 
-_ROWS_AT_ONCE = 1024  # of the decoder's gradient, so that what is in between stays in the cache
+_ROWS_AT_ONCE = 1024  # of the decoder's gradient on a CPU, so that what is in between stays in the cache
 
 
 class StepFigures(NamedTuple):
-    """What a step tells: the loss, Σ‖x̂ − x‖² over the batch, the codes and, if they are sparse, their pattern by latent; all as they
-    were in its first forward pass."""
+    """What a step tells: the loss, Σ‖x̂ − x‖² over the batch, the codes, their pattern by latent if there is one, x̂ − x [N, d_in], and
+    perhaps (see `sparse_pass`) Zᵀx; all as they were in its first forward pass. And the latents that have begun anew since.
+
+    With TopK, a GPU is waited for where the two numbers are read, where dead latents are counted, and by a solve; nowhere else.
+    """
 
     loss: float
     squared_error: float
     codes: Codes
     pattern: ByLatent | None
+    error: Tensor
+    cross: Tensor | None = None
+    revived: Tensor | None = None
 
 
 class GradientSteps:
-    """Adam's steps on the encoder, and on the decoder (unit-norm rows) if `decoder` says so."""
+    """Adam's steps on the encoder, and on the decoder (unit-norm rows) if `decoder` says so; `moment` if Zᵀx will be wanted too."""
 
-    def __init__(self, weights: Weights, config: TrainConfig, decoder: bool) -> None:
-        self.weights, self.config, self.decoder = weights, config, decoder
+    def __init__(self, weights: Weights, config: TrainConfig, decoder: bool, moment: bool = False) -> None:
+        self.weights, self.config, self.decoder, self.moment = weights, config, decoder, moment
         self.dead = DeadLatents(config.d_sae, config.dead_after, weights.b_enc.device)
         self.encoder = [weights.W_enc_rows.requires_grad_(), weights.b_enc.requires_grad_()]
+        if weights.jumprelu:
+            self.encoder.append(weights.jumprelu.slow_log.requires_grad_())
         trained = [*self.encoder, weights.W_dec.requires_grad_(), weights.b_dec.requires_grad_()] if decoder else self.encoder
         self.optimizer = torch.optim.Adam(trained, lr=config.lr, betas=(0.9, 0.999), fused=True)
+        self.resampling = Resampling(config) if config.revive == "resample" else None
         self._pre = torch.empty(0, config.d_sae)
 
     def step(self, x: Tensor, lr: float) -> StepFigures:
@@ -46,19 +57,25 @@ class GradientSteps:
         first = None
         for _ in range(self.config.encoder_steps):
             self.optimizer.zero_grad()
-            figures = self._gradients_by_autograd(x) if self.config.activation == "relu" else self._gradients_by_hand(x)
+            figures = self._gradients(x)
             if start is not None:
                 self._pull(start)
             self.update()
             first = first or figures
         assert first is not None
         self.dead.update(first.codes, len(x))
-        return first
+        if self.resampling is None:
+            return first
+        revived = self.resampling.revive(self.weights, self.optimizer, self.dead.indices(), first.error, lr)
+        if revived is not None:
+            self.dead.rows_since[revived] = 0
+        return first._replace(revived=revived)
 
     def state(self) -> dict[str, Tensor]:
-        """The moments of Adam, once there has been a step, and the dead latents' counters; the weights belong to others."""
+        """The moments of Adam, once there has been a step, the dead latents' counters, and a random generator if there is one; the weights
+        belong to others."""
         moments = {f"{i}.{name}": value for i, p in enumerate(self._trained) for name, value in self.optimizer.state[p].items()}
-        return joined(adam=moments, dead=self.dead.state())
+        return joined(adam=moments, dead=self.dead.state(), resampling=self.resampling.state() if self.resampling else {})
 
     def load_state(self, state: State) -> None:
         """Take moments and counters back."""
@@ -66,6 +83,8 @@ class GradientSteps:
         for i, p in enumerate(self._trained):
             self.optimizer.state[p] = {name: value.clone().to(p.device) for name, value in part(moments, str(i)).items()}
         self.dead.load_state(part(state, "dead"))
+        if self.resampling:
+            self.resampling.load_state(part(state, "resampling"))
 
     @property
     def _trained(self) -> list[Tensor]:
@@ -77,35 +96,40 @@ class GradientSteps:
         return self.config.encoder_steps > 1 and bool(self.config.mu_enc or self.config.nu_enc)
 
     @torch.no_grad()
-    def _gradients_by_hand(self, x: Tensor) -> StepFigures:
+    def _gradients(self, x: Tensor) -> StepFigures:
         w, c = self.weights, self.config
         # Memory that is kept costs a tenth of the product less than memory that is new each time.
         if self._pre.shape[0] < len(x):
             self._pre = torch.empty(len(x), c.d_sae, dtype=x.dtype, device=x.device)
         pre = w.pre_activations(x, out=self._pre[: len(x)])
-        codes = w.activate(pre)
+        if w.jumprelu:
+            assert w.k is not None
+            codes, through, penalty = w.jumprelu.forward(pre, w.k)
+        else:
+            codes = w.activate(pre)
+            l1 = c.l1 / x.numel()
+            through, penalty = through_relu(codes, l1), l1 * _total(codes) if l1 else 0.0
         if w.threshold:
             w.threshold.update(codes)
-        if isinstance(codes, SparseCodes):
-            done = sparse_pass(x, codes, w.W_dec, w.b_dec, self.decoder)
-        else:  # BatchTopK's, where a row has very many
-            done = dense_pass(x, codes, w.W_dec, w.b_dec, self.decoder)
-        loss = done.squared_error / x.numel()
-        if c.aux_coefficient and len(dead := self.dead.indices()):
+        if isinstance(codes, Tensor):
+            done = dense_pass(x, codes, w.W_dec, w.b_dec, self.decoder, through)
+        else:
+            done = sparse_pass(x, codes, w.W_dec, w.b_dec, self.decoder, through, moment=self.moment)
+        loss = done.squared_error / x.numel() + penalty
+        if c.revive == "auxk" and c.aux_coefficient and len(dead := self.dead.indices()):
             loss = loss + add_auxk(done, c.aux_coefficient, x, pre, w.W_dec, dead)
         for name, gradient in done.gradients._asdict().items():
             getattr(w, name).grad = gradient
-        return StepFigures(float(loss), float(done.squared_error), codes, done.pattern)
-
-    def _gradients_by_autograd(self, x: Tensor) -> StepFigures:
-        loss, squared, codes = self.weights.dense_loss(x)
-        loss.backward()
-        return StepFigures(float(loss.detach()), float(squared), codes.detach(), None)
+        pattern = done.pattern
+        if w.jumprelu:
+            codes, pattern = firing(codes), None  # type: ignore[arg-type]
+        return StepFigures(float(loss), float(done.squared_error), codes, pattern, done.error, done.cross)
 
     @torch.no_grad()
     def _pull(self, start: list[Tensor]) -> None:
         """The gradient of μ_enc‖W_enc − W_encᵗ‖² + ν_enc‖b_enc − b_encᵗ‖²."""
-        for p, p0, weight in zip(self.encoder, start, (self.config.mu_enc, self.config.nu_enc), strict=True):
+        # thresholds, where there are some, are free
+        for p, p0, weight in zip(self.encoder, start, (self.config.mu_enc, self.config.nu_enc), strict=False):
             assert p.grad is not None
             p.grad.add_(p - p0, alpha=2 * weight)
 
@@ -117,8 +141,13 @@ class GradientSteps:
             return
         W_dec = self.weights.W_dec
         assert W_dec.grad is not None
-        for gradient, rows in zip(W_dec.grad.split(_ROWS_AT_ONCE), W_dec.split(_ROWS_AT_ONCE), strict=True):
+        at_once = _ROWS_AT_ONCE if W_dec.device.type == "cpu" else len(W_dec)
+        for gradient, rows in zip(W_dec.grad.split(at_once), W_dec.split(at_once), strict=True):
             # Along a row the gradient would only change its norm, which is then put back to one.
             gradient.addcmul_((gradient * rows).sum(1, keepdim=True), rows, value=-1)
         self.optimizer.step()
         W_dec.div_(W_dec.norm(dim=1, keepdim=True).clamp_(min=1e-12))
+
+
+def _total(codes: Codes) -> Tensor:
+    return (codes if isinstance(codes, Tensor) else codes.values).sum()

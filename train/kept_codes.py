@@ -26,25 +26,25 @@ _LATENTS_AT_ONCE = 4096
 
 
 class CodeCache:
-    """Sparse codes of many rows on the host: in memory up to `memory` bytes, beyond that in a temporary file.
+    """Sparse codes of many rows: in the memory of `device` (the host) up to `memory` bytes, beyond that in a temporary file.
 
     The file has no name, so that nothing of it is left behind however the process ends.
     """
 
-    def __init__(self, memory: float = float("inf"), directory: Path | None = None) -> None:
-        self.memory, self.directory = memory, directory
+    def __init__(self, memory: float = float("inf"), directory: Path | None = None, device: str | torch.device = "cpu") -> None:
+        self.memory, self.directory, self.device = memory, directory, torch.device(device)
         self._held: list[SparseCodes] = []
         self._held_bytes = 0
         self._file: IO[bytes] | None = None
         self._blocks: list[tuple[int, int, torch.dtype]] = []  # in the file: rows, k, dtype of the values
 
     def append(self, codes: SparseCodes) -> None:
-        """Keep codes [N, k]; those that are int32 and on the host already are not copied.
+        """Keep codes [N, k]; those that are int32 and on the device already are not copied.
 
         Raises:
             SplinterpError: the disk refuses them.
         """
-        codes = SparseCodes(codes.indices.to("cpu", torch.int32), codes.values.detach().cpu())
+        codes = SparseCodes(codes.indices.to(self.device, torch.int32), codes.values.detach().to(self.device))
         size = codes.indices.nbytes + codes.values.nbytes
         if self._file is None and self._held_bytes + size <= self.memory:
             self._held.append(codes)
@@ -53,7 +53,7 @@ class CodeCache:
         try:
             self._file = self._file or tempfile.TemporaryFile(dir=self.directory)  # noqa: SIM115
             for tensor in codes:
-                self._file.write(tensor.contiguous().numpy().data)
+                self._file.write(tensor.cpu().contiguous().numpy().data)
             self._file.flush()
         except OSError as error:
             raise SplinterpError(
@@ -82,7 +82,7 @@ class CodeCache:
             indices, values = torch.empty(rows, k, dtype=torch.int32), torch.empty(rows, k, dtype=dtype)
             for tensor in (indices, values):
                 self._file.readinto(tensor.numpy().data)  # type: ignore[attr-defined]
-            yield SparseCodes(indices, values)
+            yield SparseCodes(indices.to(self.device), values.to(self.device))
 
 
 def _joined(blocks: list[SparseCodes]) -> SparseCodes:

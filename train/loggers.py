@@ -121,6 +121,7 @@ class WandB:
                 name=directory.name,
                 id=identity,
                 resume="allow",
+                reinit="create_new",  # a sweep has several runs at a time
                 dir=str(directory),
                 config=dict(described),
             )

@@ -1,202 +1,120 @@
-"""The steps of a run: batch by batch, with figures on the way, and checkpoints from which it can go on."""
+"""The loop over batches: each is read once, and taken by every training that has not had it yet."""
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from ..errors import SplinterpError
-from ..evaluate.metrics import evaluate_rows
+import torch
+
 from ..quantities import format_bytes, format_seconds
-from ..sae import SAE, l0
-from .adam import AdamBaseline
-from .checkpoint import CHECKPOINT, Position, state_bytes, unsound, write_checkpoint
-from .config import TrainConfig
+from .checkpoint import state_bytes
 from .interrupts import Interrupts
-from .loggers import Logger, MetricsFile
-from .pam import PAM
-from .rows import Rows
-from .schedule import k_at, lr_at
 from .state import State
-
-HELD_OUT_EVERY = 0.1  # of the run
-HELD_OUT_ROWS = 8192  # rows used for the figures on the way; the last ones use them all
-CHECKPOINT_EVERY = 600.0  # seconds
-MOST_OF_THE_TIME = 0.05  # that checkpoints may take
+from .training import Diverged, Tell, Training
 
 # Told the stage ("train" or "last solve"), rows done, rows in all, and figures to show.
 Progress = Callable[[str, int, int, dict[str, float]], None]
-# Told a sentence that is no error.
-Tell = Callable[[str], None]
-
-
-class Diverged(Exception):
-    """The loss or a weight is no number. The argument is the step by which that was seen."""
 
 
 class Stopped(Exception):
     """The user asked for an end, and the step in hand is done and in a checkpoint, if the disk took it."""
 
 
-class Checkpoints:
-    """Writes a run's checkpoints every `every` seconds, but for no more than a twentieth of the time.
-
-    Attributes:
-        step: of the last whole checkpoint; None before the first. cost: seconds that it took. size: its bytes.
-    """
-
-    def __init__(self, directory: Path, every: float, tell: Tell, position: Position, found: bool) -> None:
-        """The run goes on from `position`, by a checkpoint if one was `found`."""
-        self.path, self.every, self.tell = directory / CHECKPOINT, every, tell
-        self.step = position.steps if found else None
-        self.cost, self.size, self._written_at = 0.0, 0, time.monotonic()
-
-    def due(self) -> bool:
-        """Whether it is time for another one."""
-        return time.monotonic() - self._written_at >= max(self.every, self.cost / MOST_OF_THE_TIME)
-
-    def write(self, position: Position, state: State) -> None:
-        """Replace the checkpoint. Raises OSError where the disk refuses (the one before is kept), Diverged for a state that is no number."""
-        if unsound(state):
-            raise Diverged(position.steps)
-        begun = time.monotonic()
-        try:
-            write_checkpoint(self.path, position, state)
-            self.step, self.size = position.steps, state_bytes(state)
-        finally:
-            self._written_at = time.monotonic()
-            self.cost = self._written_at - begun
-
-    def write_or_tell(self, position: Position, state: State) -> None:
-        """As `write`; a disk that refuses is told, and is no reason to lose what is in memory."""
-        first = not self.cost and position.dead is None
-        try:
-            self.write(position, state)
-        except OSError as error:
-            kept = f"that of step {self.step:,} is kept" if self.step is not None else "there is none yet"
-            self.tell(
-                f"The checkpoint of step {position.steps:,} could not be written ({error.strerror}); {kept}. Training goes on."
-            )
-            return
-        if first:
-            pause = format_seconds(max(self.every, self.cost / MOST_OF_THE_TIME))
-            self.tell(
-                f"Checkpoint: {format_bytes(self.size)} ({_parts(state)}), written in {format_seconds(self.cost)}; one every {pause}."
-            )
-
-    def told(self) -> str:
-        """What there is to go on from, in words."""
-        if self.step is None:
-            return "no checkpoint yet"
-        cost = f" ({format_bytes(self.size)}, {format_seconds(self.cost)})" if self.size else ""
-        return f"a checkpoint of step {self.step:,}{cost}"
-
-    def check_room(self, needed: int) -> None:
-        """Tell where the disk cannot hold two checkpoints, as it must while one replaces the other."""
-        free = shutil.disk_usage(self.path.parent).free
-        if free < 2 * needed:
-            self.tell(
-                f"A checkpoint takes at least {format_bytes(needed)}, two while one replaces another, but {format_bytes(free)} are free at "
-                f"{self.path.parent}: the run may not be resumable."
-            )
-
-
 def run_steps(
-    method: PAM | AdamBaseline, rows: Rows, config: TrainConfig, position: Position, metrics: MetricsFile, checkpoints: Checkpoints,
-    logger: Logger | None = None, progress: Progress | None = None,
-) -> None:  # fmt: skip
-    """All steps from `position` on, which is moved along.
+    running: list[Training], left: Callable[[Training, Diverged], None], tell: Tell, progress: Progress | None = None
+) -> None:
+    """All steps that the trainings have not taken yet, from the least advanced on; each batch is read once, for all of them.
+
+    Those that diverge are taken out of the list `running`, so that nothing here holds their memory.
+
+    They have the rows, the batches and their order in common. Checkpoints are taken by all after the same batch. Time that passes while
+    waiting for a batch counts in equal parts for those that take it.
+
+    Args:
+        left: told of a training that has diverged; where it returns, the others go on.
+        tell: given sentences that are no errors.
+        progress: given the figures of a single training; of several the best and the worst FVU.
 
     Raises:
-        Diverged: the loss or a weight is no number. Stopped: on a SIGINT or SIGTERM, after the step and its checkpoint.
+        Stopped: on a SIGINT or SIGTERM, after the step and its checkpoints.
     """
-    log_every, evaluate_every = max(1, config.steps // 200), max(1, int(HELD_OUT_EVERY * config.steps))
-    begun = time.monotonic() - position.seconds
-    with Interrupts() as interrupts:
-        for x in rows.training(config.batch_size, config.rows, config.seed, position.rows):
-            lr, method.weights.k = lr_at(position.steps, config), k_at(position.steps, config)
-            figures = method.step(x, lr)
-            position.steps, position.rows = position.steps + 1, position.rows + len(x)
-            position.window_error += figures.squared_error
-            position.window_rows += len(x)
-            position.seconds = time.monotonic() - begun
-            step, last = position.steps, position.steps == config.steps
-            writing = interrupts.asked or checkpoints.due()
-            telling = step % log_every == 0 or step % evaluate_every == 0 or last
-            if (writing or telling) and not math.isfinite(figures.loss):
-                raise Diverged(step)
-            if telling:
-                shown = {
-                    "fvu": position.window_error / (position.window_rows * x.shape[1]),  # rows have mean square 1 per dimension
-                    "l0": l0(figures.codes),
-                    "dead": float(len(method.gradient.dead.indices())),
-                }
-                line = {
-                    "step": step,
-                    "rows": position.rows,
-                    "loss": figures.loss,
-                    **shown,
-                    "lr": lr,
-                    "seconds": position.seconds,
-                }
-                if config.k_start is not None and method.weights.k is not None:
-                    line["k"] = method.weights.k
-                if step % evaluate_every == 0 or last:
-                    line["held_out_fvu"] = _held_out_fvu(method.weights.sae(), rows)
-                metrics.log(line)
-                if logger:
-                    logger.log(step, line)
-                position.window_error, position.window_rows = 0.0, 0
-                if progress:
-                    progress("train", position.rows, config.rows, shown)
-            if interrupts.asked:
-                _stop(method, position, metrics, checkpoints)
-            if writing:
-                position.metrics_bytes = metrics.sync()
-                checkpoints.write_or_tell(position, method.state())
+    threads, rows, config = torch.get_num_threads(), running[0].rows, running[0].config
+    done = min(training.position.rows for training in running)
 
+    def each(some: Iterable[Training], act: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What `act` gives for those that do not diverge by it."""
+        given = []
+        for training in some:
+            try:
+                given.append(act(training, *arguments))
+            except Diverged as at:
+                running.remove(training)
+                left(training, at)
+        return given
 
-def _stop(method: PAM | AdamBaseline, position: Position, metrics: MetricsFile, checkpoints: Checkpoints) -> None:
-    state = method.state()
-    checkpoints.tell(f"Stopping at step {position.steps:,}: writing a checkpoint of {format_bytes(state_bytes(state))} …")
+    check_room(running, tell)
+    waiting = time.monotonic()
     try:
-        position.metrics_bytes = metrics.sync()
-        checkpoints.write(position, state)
-    except OSError as error:
-        checkpoints.tell(f"It could not be written ({error.strerror}).")
-    raise Stopped
+        with Interrupts() as interrupts:
+            for x in rows.training(config.batch_size, config.rows, config.seed_of_order, done):
+                done += len(x)
+                behind = [training for training in running if training.position.rows < done]
+                waited = (time.monotonic() - waiting) / max(1, len(behind))
+                told = each(behind, Training.step, x, waited)
+                if not running:
+                    return
+                behind = [training for training in behind if training in running]
+                if progress and any(told):
+                    progress("train", done, config.rows, _shown(running))
+                if interrupts.asked:
+                    size = sum(state_bytes(training.method.state()) for training in behind)
+                    what = "a checkpoint" if len(behind) == 1 else f"{len(behind)} checkpoints"
+                    tell(f"Stopping at step {-(-done // config.batch_size):,}: writing {what} of {format_bytes(size)} …")
+                    each(behind, Training.keep, True)
+                    raise Stopped
+                if behind and all(training.checkpoints.due() for training in behind):
+                    first = not any(training.checkpoints.cost for training in behind)
+                    each(behind, Training.keep)
+                    if first:
+                        _tell_cost([training for training in behind if training.checkpoints.size], tell)
+                waiting = time.monotonic()
+    finally:
+        torch.set_num_threads(threads)
 
 
-def _parts(state: Mapping[str, object]) -> str:
+def _shown(trainings: Sequence[Training]) -> dict[str, float]:
+    if len(trainings) == 1:
+        return trainings[0].figures
+    fvus = [training.figures["fvu"] for training in trainings if training.figures]
+    return {"best fvu": min(fvus), "worst fvu": max(fvus)} if fvus else {}
+
+
+def check_room(trainings: Sequence[Training], tell: Tell) -> None:
+    """Tell where the disk cannot hold the checkpoints, and another one, as it must while one replaces the other."""
+    sizes = [state_bytes(training.method.state()) for training in trainings]
+    needed, at = sum(sizes) + max(sizes), trainings[0].checkpoints.path.parent
+    free = shutil.disk_usage(at).free
+    if free < needed:
+        tell(
+            f"Checkpoints take at least {format_bytes(needed)} while one replaces another, but {format_bytes(free)} are free at {at}: "
+            "there may be nothing to resume from."
+        )
+
+
+def _tell_cost(trainings: Sequence[Training], tell: Tell) -> None:
+    """What the first checkpoints took; nothing where the disk refused them."""
+    if not trainings:
+        return
+    kept = [training.checkpoints for training in trainings]
+    size, cost = format_bytes(sum(one.size for one in kept)), format_seconds(sum(one.cost for one in kept))
+    what, pause = "Checkpoint" if len(kept) == 1 else f"{len(kept)} checkpoints", format_seconds(max(one.pause for one in kept))
+    tell(f"{what}: {size} ({_parts(trainings[0].method.state())}), written in {cost}; one every {pause}.")
+
+
+def _parts(state: State) -> str:
     """What a checkpoint holds, in words."""
     named = {"weights": "weights", "gradient": "optimiser", "statistics": "statistics"}
     return ", ".join(word for prefix, word in named.items() if any(name.startswith(prefix) for name in state))
-
-
-def _held_out_fvu(sae: SAE, rows: Rows) -> float:
-    seen = 0
-
-    def some():
-        nonlocal seen
-        for x in rows.once("held_out", 4096):
-            yield x
-            seen += len(x)
-            if seen >= HELD_OUT_ROWS:
-                return
-
-    return float(evaluate_rows(sae, some())["fvu"])
-
-
-def diverged(at: Diverged, config: TrainConfig, checkpoints: Checkpoints) -> SplinterpError:
-    """The sentence for it."""
-    begins = f"Training diverged by step {at.args[0]:,} (the loss or a weight is no number)"
-    if checkpoints.step is None:
-        return SplinterpError(
-            f"{begins}, before the first checkpoint; start again with --force and a lower --lr (it was {config.lr:g})."
-        )
-    return SplinterpError(
-        f"{begins}; {checkpoints.path} keeps step {checkpoints.step:,}. --resume with a lower --lr (it was {config.lr:g}) goes on from there."
-    )

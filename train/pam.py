@@ -40,25 +40,30 @@ class PAM:
 
     def __init__(self, d_in: int, config: TrainConfig, device: torch.device) -> None:
         self.config, self.weights = config, Weights(d_in, config, device)
-        self.gradient = GradientSteps(self.weights, config, decoder=config.decoder_steps)
         by_cg = solves_by_cg(config, device)
+        # With one small step a batch, and a decoder that follows by itself, the codes of the step's own forward pass will do.
+        self.fresh_enough = config.decoder_steps and config.encoder_steps == 1
+        self.gradient = GradientSteps(self.weights, config, config.decoder_steps, moment=self.fresh_enough and not by_cg)
         self.memory_rows, self.solve_every = cadence(config, d_in, by_cg)
         self.statistics = _window(d_in, config, self.memory_rows, device) if by_cg else Statistics(d_in, config.d_sae, device)
         self.batches = 0
-        # With one small step a batch, and a decoder that follows by itself, the codes of the step's own forward pass will do.
-        self.fresh_enough = config.decoder_steps and config.encoder_steps == 1
 
     def step(self, x: Tensor, lr: float) -> StepFigures:
         """One batch of normalised rows x [N, d_in]."""
         figures = self.gradient.step(x, lr)  # (a)
         with torch.no_grad():  # (b)
-            codes, pattern = (figures.codes, figures.pattern) if self.fresh_enough else (self.weights.encode(x), None)
+            if figures.revived is not None:
+                self.statistics.forget(figures.revived)
+            if self.fresh_enough:
+                codes, pattern, cross = figures.codes, figures.pattern, figures.cross
+            else:
+                codes, pattern, cross = self.weights.encode(x), None, None
             if isinstance(self.statistics, Window):
                 assert isinstance(codes, SparseCodes)
                 self.statistics.add(x, codes)
             else:
                 self.statistics.decay(max(0.0, 1 - len(x) / self.memory_rows))
-                self.statistics.add(x, codes, pattern)
+                self.statistics.add(x, codes, pattern, cross)
             self.batches += 1
             # From a loss that is no number there is nothing to solve; the loop will tell.
             if self.batches % self.solve_every == 0 and math.isfinite(figures.loss):

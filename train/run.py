@@ -1,58 +1,23 @@
-"""A training run from a store to a run directory: its stages, and the files it leaves."""
+"""Training from a store to a run directory: one SAE, or the steps of several together."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from .. import __version__
-from ..devices import suitable_threads
 from ..errors import Interrupted, SplinterpError
-from ..evaluate.metrics import evaluate_rows
-from ..quantities import format_bytes
-from ..sae import SAE, save_sae
 from ..store import Store
-from ..store.files import Lock, temporary
-from .adam import AdamBaseline
-from .budget import codes_bytes, gram_bytes, memory_budget, solves_by_cg
-from .checkpoint import CHECKPOINT, Position, read_checkpoint, state_bytes
 from .config import TrainConfig
-from .decoder import Penalties
-from .directory import (
-    METRICS,
-    RUN,
-    SUMMARY,
-    check_is_run,
-    describe,
-    is_begun,
-    note_divergence,
-    remove_run,
-    resumed,
-    write_json,
-)
-from .encoder import Weights
-from .last_solve import LastSolve, WithoutGram, last_solve
-from .loggers import Logger, MetricsFile, check_logger, open_logger
-from .loop import CHECKPOINT_EVERY, Checkpoints, Diverged, Progress, Stopped, Tell, diverged, run_steps
-from .pam import PAM
-from .rows import Rows, raw_rows
-from .state import State, joined, part
-from .window import Window
+from .directory import note_divergence
+from .loggers import check_logger
+from .loop import Progress, Stopped, run_steps
+from .rows import Rows
+from .stages import Run, TrainResult
+from .training import CHECKPOINT_EVERY, Diverged, Tell, Training, diverged
 
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A finished run: its SAE (of raw rows), its directory, and its summary (what summary.json holds)."""
-
-    sae: SAE
-    directory: Path
-    summary: dict[str, Any]
+GOES_ON = "The same command with --resume goes on."
 
 
 def train(
@@ -90,8 +55,33 @@ def train(
             site or has too few rows, there is not the memory, or training diverged (the last checkpoint is kept).
         Interrupted: on a Ctrl-C or SIGTERM; says what is kept.
     """
-    info = store.site(site)
-    device = torch.device(device)
+    check_beginning(store, out, logger, resume=resume, force=force)
+    info, device = store.site(site), torch.device(device)
+
+    def left(run: Run, at: Diverged) -> None:
+        note_divergence(out, at.args[0])
+        raise diverged(at, config, run.checkpoints) from None
+
+    with Run(Rows.of(store, info.name, device), config, out, tell) as run:
+        if resume:
+            run.find()
+        run.prepare(checkpoint_every)
+        run.begin(logger, force)
+        take_steps([run], out, left, tell, progress)
+        try:
+            return run.finish(progress)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"Interrupted; {out} holds the SAE as trained, without the last solve and without a summary. {GOES_ON}"
+            ) from None
+
+
+def check_beginning(store: Store, out: Path, logger: str, *, resume: bool, force: bool) -> None:
+    """What can be refused before anything is read or made.
+
+    Raises:
+        SplinterpError: see `train`.
+    """
     check_logger(logger)
     if resume and force:
         raise SplinterpError("A run is either resumed or replaced: give --resume or --force, not both.")
@@ -99,212 +89,53 @@ def train(
         raise SplinterpError(f"{out} exists already; give another --out, --resume to go on with it, or --force to replace it.")
     if store.split_rows("train") < 1 or store.split_rows("held_out") < 1:
         raise SplinterpError(f"{store.path} has too few rows ({store.rows:,}) to keep some apart for evaluation; harvest more.")
-    described = describe(store, info.name, config, device)
-    position, state = Position(), {}
-    with ExitStack() as stack:
-        begun = resume and is_begun(out)
-        if begun:
-            stack.enter_context(_locked(out))
-            described = resumed(out, described)
-            if (out / CHECKPOINT).exists():
-                position, state = read_checkpoint(out / CHECKPOINT)
-        run = _Run(
-            store,
-            Rows.of(store, info.name, device),
-            config,
-            out,
-            progress,
-            Checkpoints(out, checkpoint_every, tell, position, bool(state)),
-        )
-        if solves_by_cg(config, device):
-            codes_bytes(config, info.d, device)  # refuses a budget that is too small even so
-        method = _start(config, info.d, device) if position.dead is None else None
-        if isinstance(method, PAM) and isinstance(method.statistics, Window):
-            tell(
-                f"The Gram matrix of {config.d_sae:,} latents takes up to {format_bytes(gram_bytes(config))}, more than the "
-                f"{format_bytes(memory_budget(config, device))} of --memory: the decoder is solved by conjugate gradients over the last "
-                f"{method.statistics.capacity:,} rows."
-            )
-        if not begun:
-            # Whatever can be refused has been: only now does an old run make room.
-            if out.exists() and force:
-                check_is_run(out)
-            out.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_locked(out))
-            if (out / RUN).exists():
-                remove_run(out)
-        write_json(out / RUN, described)
-        listener = open_logger(logger, out, described, position.steps)
-        if listener:
-            stack.callback(listener.close)
-        sae = run.trained(state) if method is None else run.train(method, position, state, listener)
-        del method, state  # the statistics and the optimiser's state make room for the last solve
-        save_sae(run.finished(sae), out)  # whatever happens now, this is kept
-        with suitable_threads(info.d * config.d_sae, device):
-            result = run.finish(sae, position)
-        if listener:
-            listener.finish(result.summary)
-        return result
 
 
-@dataclass(frozen=True)
-class _Run:
-    """The stages of one run, whose directory is there and is nobody else's."""
+def take_steps(
+    runs: Sequence[Run], out: Path, left: Callable[[Run, Diverged], None], tell: Tell, progress: Progress | None
+) -> None:
+    """All steps of the runs, which lie in `out`: those that have not diverged are trained then, and hold nothing but their SAE.
 
-    store: Store
-    rows: Rows
-    config: TrainConfig
-    out: Path
-    progress: Progress | None
-    checkpoints: Checkpoints
-
-    def train(self, method: PAM | AdamBaseline, position: Position, state: State, logger: Logger | None) -> SAE:
-        """The steps that are left; the SAE of normalised rows that they lead to, which a small checkpoint holds too."""
-        config, checkpoints = self.config, self.checkpoints
-        _load(method, state, checkpoints.path)
-        checkpoints.check_room(state_bytes(method.state()))
-        metrics = MetricsFile(self.out / METRICS, position.metrics_bytes)
-        try:
-            with suitable_threads(len(self.rows.mean) * config.d_sae, self.rows.device):
-                run_steps(method, self.rows, config, position, metrics, checkpoints, logger, self.progress)
-            position.metrics_bytes = metrics.sync()
-            position.dead = len(method.gradient.dead.indices())
-            checkpoints.write_or_tell(position, joined(weights=method.weights.state()))
-        except Diverged as at:
-            note_divergence(self.out, at.args[0])
-            raise diverged(at, config, checkpoints) from None
-        except Stopped:
-            save_sae(self.finished(method.weights.sae()), self.out)
-            raise Interrupted(
-                f"Stopped after step {position.steps:,} of {config.steps:,}; {self.out} holds {checkpoints.told()} and the SAE so far. "
-                "The same command with --resume goes on."
-            ) from None
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"Interrupted in step {position.steps + 1:,} of {config.steps:,}; {self.out} holds {checkpoints.told()}. "
-                "The same command with --resume goes on."
-            ) from None
-        finally:
-            metrics.close()
-        return method.weights.sae()
-
-    def trained(self, state: State) -> SAE:
-        """The SAE of normalised rows that `train` led to, from its last checkpoint."""
-        weights = Weights(len(self.rows.mean), self.config, self.rows.device)
-        _load(weights, part(state, "weights"), self.checkpoints.path)
-        return weights.sae()
-
-    def finish(self, sae: SAE, position: Position) -> TrainResult:
-        """The figures of a trained SAE, its last solve, and the files of a finished run."""
-        seconds, solved, before = {"train": position.seconds}, None, None
-        try:
-            figures = self._evaluate(sae)
-            if self.config.last_solve:
-                before, started = figures, time.monotonic()
-                sae, solved = self._last_solve(sae)
-                seconds["last_solve"] = time.monotonic() - started
-                figures = self._evaluate(sae)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"Interrupted; {self.out} holds the SAE as trained, without the last solve and without a summary. "
-                "The same command with --resume goes on."
-            ) from None
-        sae = self.finished(sae)
-        save_sae(sae, self.out)
-        summary = {
-            **figures,
-            "encoder": "native",
-            "method": self.config.method,
-            "steps": position.steps,
-            "rows_trained": position.rows,
-            "rows_per_second": position.rows / max(position.seconds, 1e-9),
-            "dead_in_training": position.dead,
-            "seconds": seconds,
-            "last_solve": asdict(solved) if solved else None,
-            "before_last_solve": before,
-        }
-        write_json(self.out / SUMMARY, summary)
-        for path in (self.checkpoints.path, temporary(self.checkpoints.path)):
-            path.unlink(missing_ok=True)
-        return TrainResult(sae, self.out, summary)
-
-    def finished(self, sae: SAE) -> SAE:
-        """An SAE of normalised rows as one of raw rows, with all that a file says of where it comes from."""
-        return _with_metadata(sae.fold_normalisation(self.rows.mean, self.rows.scale), self.store, self.rows.site)
-
-    def _evaluate(self, sae: SAE) -> dict[str, float | int]:
-        """Figures, in the store's units, of an SAE of normalised rows on all held-out rows."""
-        raw = raw_rows(self.store, self.rows.site, self.rows.device, "held_out")
-        return evaluate_rows(sae.fold_normalisation(self.rows.mean, self.rows.scale), raw, self.rows.mean)
-
-    def _last_solve(self, sae: SAE) -> tuple[SAE, LastSolve]:
-        total, done = self.store.split_rows("train"), 0
-
-        def tell(n: int) -> None:
-            nonlocal done
-            done += n
-            if self.progress:
-                self.progress("last solve", done, total, {})
-
-        c = self.config
-        penalties = Penalties(c.alpha, c.beta, c.mu_dec, c.nu_dec)
-        device, without_gram = self.rows.device, None
-        if solves_by_cg(c, device):
-            without_gram = WithoutGram(codes_bytes(c, len(self.rows.mean), device), self.out)
-        return last_solve(sae, self.rows.once("train", 4096), penalties, c.ridge, tell, without_gram)
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """A run's directory, for this process alone.
+    Args:
+        left: told of a run that has diverged; where it returns, the others go on.
 
     Raises:
-        StoreError: another process trains there.
+        Interrupted: on a Ctrl-C or SIGTERM; says what is kept.
     """
-    lock = Lock(out)
+    running = {run.training: run for run in runs if run.training}
+
+    def leave(training: Training, at: Diverged) -> None:
+        run = running.pop(training)
+        run.leave()
+        left(run, at)
+
     try:
-        yield
-    finally:
-        lock.release(remove=True)
+        if running:
+            run_steps(list(running), leave, tell, progress)
+        for training, run in list(running.items()):
+            try:
+                run.end()
+            except Diverged as at:
+                leave(training, at)
+    except Stopped:
+        if not running:  # all of them have diverged
+            return
+        for training, run in running.items():
+            run.save(training.method.weights.sae())
+        saes = "SAE" if len(running) == 1 else "SAEs"
+        raise Interrupted(f"Stopped after {_kept(running, out, 0)} and the {saes} so far. {GOES_ON}") from None
+    except KeyboardInterrupt:
+        raise Interrupted(f"Interrupted in {_kept(running, out, 1)}. {GOES_ON}") from None
 
 
-def _load(into: PAM | AdamBaseline | Weights, state: State, path: Path) -> None:
-    """Take up the state of a checkpoint, if there is one.
-
-    Raises:
-        SplinterpError: it is the state of something else.
-    """
-    if not state:
-        return
-    for name, own in into.state().items():
-        if name not in state or (state[name].shape, state[name].dtype) != (own.shape, own.dtype):
-            raise SplinterpError(f"{path} does not fit this version of splinterp ({name}); start the run again with --force.")
-    into.load_state(state)
-
-
-def _start(config: TrainConfig, d_in: int, device: torch.device) -> PAM | AdamBaseline:
-    """The method's state; a sentence where there is not the memory for it."""
-    try:
-        return (PAM if config.method == "pam" else AdamBaseline)(d_in, config, device)
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it as it is
-        if "allocate" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise SplinterpError(
-            f"There is not enough memory for {config.d_sae:,} latents: statistics and solves may take "
-            f"{format_bytes(memory_budget(config, device))}; lower --memory or use fewer --latents."
-        ) from None
-
-
-def _with_metadata(sae: SAE, store: Store, site: str) -> SAE:
-    a = store.attributes
-    metadata = {
-        "model_name": a.get("model"),
-        "hook_name": site,
-        "context_size": a.get("context"),
-        "prepend_bos": a.get("prepend_bos"),
-        "dataset_path": a.get("dataset"),
-        "model_class_name": "TransformerBridge",
-        "splinterp_version": __version__,
-        "store_fingerprint": store.fingerprint,
-    }
-    return replace(sae, config=replace(sae.config, metadata={k: v for k, v in metadata.items() if v is not None}))
+def _kept(trainings: Collection[Training], out: Path, ahead: int) -> str:
+    """The step that is done, or `ahead` of it, and what there is to go on from, in words."""
+    first, steps = next(iter(trainings)), min(training.position.steps for training in trainings)
+    begins = f"step {steps + ahead:,} of {first.config.steps:,}; {out} holds"
+    if len(trainings) == 1:
+        return f"{begins} {first.checkpoints.told()}"
+    kept = [training.checkpoints.step for training in trainings if training.checkpoints.step is not None]
+    if not kept:
+        return f"{begins} no checkpoints yet"
+    of = f"step {kept[0]:,}" if len(set(kept)) == 1 else f"steps {min(kept):,} to {max(kept):,}"
+    return f"{begins} checkpoints of {of} for {len(kept)} of {len(trainings)} SAEs"

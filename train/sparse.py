@@ -1,20 +1,26 @@
-"""The gradients of a TopK or BatchTopK SAE by hand, from codes that stay (indices, values): nothing here is [N, d_sae] but the
-pre-activations, unless the codes are dense, as BatchTopK's may be.
+"""The gradients of an SAE by hand, from codes that stay (indices, values): nothing here is [N, d_sae] but the pre-activations, unless the
+codes are dense, as ReLU's may be.
 
 With e = x̂ − x, loss Σ‖e‖²/(N·d_in), s = 2/(N·d_in), entries (r, i) of the codes Z:
-    g_ri = s·e_r·W_dec,i where z_ri > 0, else 0    (the gradient of the pre-activations, on the codes' entries)
+    h_ri = s·e_r·W_dec,i,   g_ri = h_ri where z_ri > 0, else 0    (by the codes; by the pre-activations)
     ∂W_enc,i = Σ_r g_ri x_r,   ∂b_enc,i = Σ_r g_ri,   ∂W_dec,i = s Σ_r z_ri e_r,   ∂b_dec = s Σ_r e_r.
+L1, λ Σ z_ri/(N·d_in), adds its constant to every h. By the decoder it is λ Σ_r z_ri ‖W_dec,i‖: that gradient lies along the row, and the
+step, which keeps norms at one, takes none of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..sae import ByLatent, SparseCodes, by_latent, decode, sum_rows
+from ..sae import ByLatent, Codes, RaggedCodes, SparseCodes, by_latent, decode, kernels_for, sum_rows
 from .dead import auxk_loss
+
+# Given the gradient by the codes' entries h, which may be overwritten, returns that by their pre-activations g, of the same shape.
+Backward = Callable[[Tensor], Tensor]
 
 
 class Gradients(NamedTuple):
@@ -27,39 +33,62 @@ class Gradients(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """One pass forward and back: Σ‖x̂ − x‖², x̂ − x [N, d_in], the gradients, and the pattern that they share, of sparse codes."""
+    """One pass forward and back: Σ‖x̂ − x‖², x̂ − x [N, d_in], the gradients, the pattern that they share, of sparse codes, and Zᵀx
+    [d_sae, d_in] where it came along."""
 
     squared_error: Tensor
     error: Tensor
     gradients: Gradients
     pattern: ByLatent | None
+    cross: Tensor | None = None
 
 
-def sparse_pass(x: Tensor, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor, decoder: bool = True) -> Pass:
-    """The loss Σ‖x̂ − x‖²/(N·d_in) of rows x [N, d_in] with their TopK codes, and its gradients; the decoder's if asked for."""
+def through_relu(codes: Codes, l1: float = 0.0) -> Backward:
+    """Of ReLU, and of TopK, which ends with it; `l1` is λ/(N·d_in)."""
+    values = codes if isinstance(codes, Tensor) else codes.values
+    return lambda by_code: (by_code.add_(l1) if l1 else by_code).mul_(values > 0)
+
+
+def sparse_pass(
+    x: Tensor, codes: SparseCodes | RaggedCodes, W_dec: Tensor, b_dec: Tensor, decoder: bool = True, through: Backward | None = None,
+    *, moment: bool = False,
+) -> Pass:  # fmt: skip
+    """The loss Σ‖x̂ − x‖²/(N·d_in) of rows x [N, d_in] with their codes, and its gradients; the decoder's if asked for.
+
+    Args:
+        through: the activation's part of the way back; ReLU's if left out.
+        moment: whether Zᵀx will be wanted too. A GPU's kernel takes it from the rows of x that it gathers for ∂W_enc; a CPU gains nothing
+            by that, and makes it later.
+    """
     pattern = by_latent(codes, len(W_dec))
     with torch.enable_grad():  # for the values alone: embedding_bag's own gradient is the gathered product e_r·W_dec,i
         values = codes.values.detach().requires_grad_()
-        x_hat = decode(SparseCodes(codes.indices, values), W_dec.detach(), b_dec.detach())
+        x_hat = decode(codes._replace(values=values), W_dec.detach(), b_dec.detach())
     error = x_hat.detach() - x
     scale = 2 / x.numel()
     (by_code,) = torch.autograd.grad(x_hat, values, error)
-    by_code.mul_(codes.values > 0).mul_(scale)
-    b_enc = by_code.new_zeros(len(W_dec)).scatter_add_(0, codes.indices.reshape(-1), by_code.reshape(-1))
+    by_pre = (through or through_relu(codes))(by_code.mul_(scale))
+    b_enc = by_pre.new_zeros(len(W_dec)).scatter_add_(0, codes.indices.reshape(-1), by_pre.reshape(-1))
+    if moment and (kernels := kernels_for(x)):
+        W_enc_rows, cross = kernels.sum_rows(pattern, x, by_pre, codes.values)
+    else:
+        W_enc_rows, cross = sum_rows(pattern, by_pre, x), None
     gradients = Gradients(
-        sum_rows(pattern, by_code, x),
+        W_enc_rows,
         b_enc,
         sum_rows(pattern, scale * codes.values, error) if decoder else None,
         scale * error.sum(0) if decoder else None,
     )
-    return Pass(error.square().sum(), error, gradients, pattern)
+    return Pass(error.square().sum(), error, gradients, pattern, cross)
 
 
-def dense_pass(x: Tensor, codes: Tensor, W_dec: Tensor, b_dec: Tensor, decoder: bool = True) -> Pass:
+def dense_pass(
+    x: Tensor, codes: Tensor, W_dec: Tensor, b_dec: Tensor, decoder: bool = True, through: Backward | None = None
+) -> Pass:  # fmt: skip
     """As `sparse_pass`, from dense codes [N, d_sae]."""
     error = decode(codes, W_dec, b_dec) - x
     scale = 2 / x.numel()
-    by_pre = (error @ W_dec.T).mul_(codes > 0).mul_(scale)
+    by_pre = (through or through_relu(codes))((error @ W_dec.T).mul_(scale))
     gradients = Gradients(
         by_pre.T @ x,
         by_pre.sum(0),

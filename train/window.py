@@ -17,15 +17,15 @@ _TENSORS = ("x", "indices", "values")
 
 
 class Window:
-    """A ring of the last `capacity` rows on the host: x float32 [capacity, d_in], indices int32 and values float32 [capacity, k].
+    """A ring of the last `capacity` rows on the device: x float32 [capacity, d_in], indices int32 and values float32 [capacity, k].
 
     Memory: capacity·(4·d_in + 8·k) bytes.
     """
 
     def __init__(self, d_in: int, d_sae: int, k: int, capacity: int, device: str | torch.device = "cpu") -> None:
         self.d_in, self.d_sae, self.capacity, self.device = d_in, d_sae, capacity, torch.device(device)
-        self.x = torch.zeros(capacity, d_in)
-        self.indices, self.values = torch.zeros(capacity, k, dtype=torch.int32), torch.zeros(capacity, k)
+        self.x, self.values = torch.zeros(capacity, d_in, device=device), torch.zeros(capacity, k, device=device)
+        self.indices = torch.zeros(capacity, k, dtype=torch.int32, device=device)
         self.seen = 0
 
     @property
@@ -37,7 +37,7 @@ class Window:
     def add(self, x: Tensor, codes: SparseCodes, pattern: ByLatent | None = None) -> None:
         """Take rows x [N, d_in] with at most k codes each in place of the oldest; `pattern` is not needed here."""
         x, codes = x[-self.capacity :], SparseCodes(codes.indices[-self.capacity :], codes.values[-self.capacity :])
-        places = (self.seen + torch.arange(len(x))) % self.capacity
+        places = (self.seen + torch.arange(len(x), device=self.device)) % self.capacity
         k = codes.values.shape[1]
         self.x[places] = x.to(self.x)
         self.indices[places, :k] = codes.indices.to(self.indices)
@@ -51,9 +51,15 @@ class Window:
         for indices, values in zip(self.indices.split(ROWS_AT_ONCE), self.values.split(ROWS_AT_ONCE), strict=True):
             values.mul_(factors[indices.long()])
 
+    def forget(self, latents: Tensor) -> None:
+        """As if every code of these latents [n] had been zero."""
+        kept = torch.ones(self.d_sae)
+        kept[latents.cpu()] = 0
+        self.rescale_latents(kept)
+
     def moments(self) -> KeptCodes:
         """The sums of the window's rows; its codes are this window's own, and hold until the next `add`."""
-        kept = KeptCodes(self.d_in, self.d_sae, self.device, CodeCache())
+        kept = KeptCodes(self.d_in, self.d_sae, self.device, CodeCache(device=self.device))
         for a in range(0, self.rows, ROWS_AT_ONCE):
             some = slice(a, min(a + ROWS_AT_ONCE, self.rows))
             kept.add(self.x[some], SparseCodes(self.indices[some], self.values[some]))

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from common import SIGNALS, Outcome, command_line, differing, ended, forked, run_campaign, told
 from splinterp import store
-from splinterp.train import loop
+from splinterp.train import training
 from splinterp.train.checkpoint import CHECKPOINT, read_checkpoint
 
 MOST_KILLS = 10
@@ -34,6 +34,7 @@ METHODS = {
     "as published": "--method pam --solve-only --encoder-steps 2 --mu-enc 0.1",
     "adam": "--method adam --last-solve",
     "batchtopk": "--method pam --activation batchtopk",
+    "jumprelu": "--method pam --activation jumprelu --revive resample",
 }
 
 
@@ -51,7 +52,7 @@ def start(folder: Path, out: Path, method: str) -> int:
     train = command_line([*command.split(), "--store", str(folder / "acts.zarr"), "--out", str(out)])
 
     def work() -> None:
-        loop.MOST_OF_THE_TIME = 1.0  # of what every 30 ms leave
+        training.MOST_OF_THE_TIME = 1.0  # of what every 30 ms leave
         train()
 
     return forked(work)

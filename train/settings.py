@@ -1,0 +1,78 @@
+"""From the options of `train` to settings: what is left out follows from the store, or from other options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from ..errors import SplinterpError
+from .auto import auto_batch_size, auto_lr
+from .config import TrainConfig
+
+L1 = 5.0  # of relu, where none is given
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of `train` that decide what is trained, by their names; None: left out, or auto. See `TrainConfig` for their meaning."""
+
+    method: str
+    activation: str
+    latents: int | None
+    expansion: int
+    k: int
+    k_start: int | None
+    k_anneal: float
+    l1: float | None
+    l0: float | None
+    bandwidth: float | None
+    revive: str
+    tokens: int | None
+    epochs: int | None
+    batch_size: int | None
+    lr: float | None
+    warmup: float | None
+    decay: float
+    encoder_steps: int
+    mu_enc: float
+    nu_enc: float
+    mu_dec: float
+    nu_dec: float
+    alpha: float
+    beta: float
+    ridge: float | None
+    decoder_steps: bool
+    solve_every: int | None
+    memory_rows: int | None
+    last_solve: bool | None
+    memory: int | None
+    precision: str
+    seed: int
+    order_seed: int | None
+
+    def config(self, d_in: int, training_rows: int) -> TrainConfig:
+        """The settings for a site of width d_in with so many training rows.
+
+        Raises:
+            SplinterpError: an option is out of its range, or does not go with another one.
+        """
+        if self.l1 is not None and self.activation != "relu":
+            raise SplinterpError(f"--l1 belongs to --activation relu; leave it out with {self.activation}.")
+        if (self.l0 is not None or self.bandwidth is not None) and self.activation != "jumprelu":
+            raise SplinterpError(
+                f"--l0 and --bandwidth belong to --activation jumprelu; leave them out with {self.activation}."
+            )
+        rows = self.tokens if self.tokens is not None else (self.epochs or 1) * training_rows
+        as_given = {field.name: getattr(self, field.name, None) for field in fields(TrainConfig)}
+        relu = self.activation == "relu"
+        return TrainConfig(
+            **{name: value for name, value in as_given.items() if value is not None}  # else TrainConfig's own default
+            | {
+                "d_sae": self.latents or self.expansion * d_in,
+                "k": None if relu else self.k,
+                "l1": (L1 if self.l1 is None else self.l1) if relu else 0.0,
+                "rows": rows,
+                "batch_size": self.batch_size or auto_batch_size(rows),
+                "lr": auto_lr(d_in) if self.lr is None else self.lr,
+                "last_solve": self.method == "pam" if self.last_solve is None else self.last_solve,
+            }
+        )
