@@ -84,7 +84,7 @@ def load_sae(directory: str | Path, device: str | torch.device = "cpu") -> SAE:
     )
     shapes: dict[str, tuple[int, ...]] = {
         "W_enc": (config.d_in, config.d_sae), "W_dec": (config.d_sae, config.d_in), "b_dec": (config.d_in,),
-        **{name: (config.d_sae,) for name in vectors},
+        **dict.fromkeys(vectors, (config.d_sae,)),
     }  # fmt: skip
     for name, shape in shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
