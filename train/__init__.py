@@ -7,6 +7,7 @@ from .decoder import Decoder, Penalties, solve_decoder
 from .directory import remove_run
 from .gram import Statistics
 from .last_solve import LastSolve, last_solve
+from .refit import RefitResult, refit
 from .rows import raw_rows
 from .run import train
 from .settings import TrainOptions
@@ -19,6 +20,7 @@ __all__ = [
     "Member",
     "MemberResult",
     "Penalties",
+    "RefitResult",
     "Statistics",
     "TrainConfig",
     "TrainOptions",
@@ -29,6 +31,7 @@ __all__ = [
     "members",
     "parse_axes",
     "raw_rows",
+    "refit",
     "remove_run",
     "solve_decoder",
     "train",
