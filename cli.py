@@ -568,6 +568,41 @@ def evaluate(
 
 
 @app.command()
+def refit(
+    sae: Annotated[Path, typer.Argument(help="A run directory, or any SAE in SAELens's format with a linear decoder.")],
+    store: StoreOption,
+    site: SiteOption = None,
+    out: Annotated[Path | None, typer.Option(help="The directory to write. \\[default: runs/<store>-refit-<date>]")] = None,
+    ridge: Annotated[
+        str, typer.Option(help="Relative to the codes' mean variance: auto (chosen on rows set apart), or a number.")
+    ] = "auto",
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="That the solve may take. \\[default: half of the machine's]")
+    ] = None,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+) -> None:
+    """Give an SAE, whoever trained it, the decoder that is optimal for its codes."""
+    from . import store as stores
+    from .devices import choose_device
+    from .report.tables import print_refit
+    from .sae import load_sae
+    from .train import refit as run
+
+    loaded, opened = load_sae(sae), stores.open(store)
+    chosen = opened.site(site or _site_of(loaded, opened)).name
+    size = None if memory is None else parse_bytes(memory)
+    with _TrainBar(opened.split_rows("train")) as bar:
+        result = run(
+            loaded, str(sae), opened, chosen, out or _free_run_name(store, "refit"), ridge=_unless_auto(ridge, float, "--ridge"),
+            memory=size, device=choose_device(device), progress=bar.report, force=force,
+        )  # fmt: skip
+    print_refit(out_console, result.directory, result.summary)
+    if warning := result.summary["last_solve"]["warning"]:
+        err_console.print(f"Note: {warning}", style="yellow", markup=False, soft_wrap=True)
+
+
+@app.command()
 def demo(out: Annotated[Path, typer.Option(help="Where to leave the store and the runs.")] = Path("demo")) -> None:
     """The whole of it on the embedded model: harvest, train two ways, compare, and look at some latents."""
     from .demo import run_demo

@@ -152,6 +152,17 @@ def print_results(console: Console, summaries: dict[str, dict[str, Any]]) -> Non
     console.print(table)
 
 
+def print_refit(console: Console, out: Path, s: dict[str, Any]) -> None:
+    """What a refit came to."""
+    before, solved = s["before_refit"]["fvu"], s["solved"]["fvu"]
+    came = f"FVU on {s['n_rows']:,} held-out rows: {before:.4f} -> {solved:.4f} ({solved / before - 1:+.1%})"
+    kept = "; the decoder stays as it was" if s["kept"] else ""
+    console.print(
+        f"{came}{kept}; ridge {s['last_solve']['ridge']:g}, {format_seconds(s['seconds'])} -> {out}",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
 def print_figures(console: Console, figures: dict[str, Any]) -> None:
     """One evaluation, a line a figure."""
     table = Table(show_header=False)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ..errors import SAEError
-from .model import SAE, SAEConfig
+from .model import SAE, WITH_K, SAEConfig, of_gated
 
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
@@ -36,10 +36,10 @@ def save_sae(sae: SAE, directory: Path) -> None:
         "device": "cpu",
         "apply_b_dec_to_input": config.apply_b_dec_to_input,
         "normalize_activations": "none",
-        "reshape_activations": "none",
+        "reshape_activations": config.reshape_activations,
         "metadata": {**config.metadata, "sae_lens_version": SAE_LENS_FORMAT},
     }
-    if config.architecture == "topk":
+    if config.architecture in WITH_K:
         cfg |= {"k": config.k, "rescale_acts_by_decoder_norm": config.rescale_acts_by_decoder_norm}
     _replace(directory / CONFIG, (json.dumps(cfg, indent=2) + "\n").encode())
 
@@ -55,7 +55,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def load_sae(directory: str | Path, device: str | torch.device = "cpu") -> SAE:
-    """Read an SAE in SAELens's format, ours or SAELens's own, in float32.
+    """Read an SAE in SAELens's format, ours or SAELens's own, in float32. A gated one is read as the jumprelu SAE that it is.
 
     Raises:
         SAEError: no such directory, not an SAE, damaged, or of a kind that is not supported.
@@ -78,25 +78,32 @@ def load_sae(directory: str | Path, device: str | torch.device = "cpu") -> SAE:
     if not isinstance(cfg, dict):
         raise SAEError(f"{config_path} is damaged: it does not hold a JSON object.")
     config = _config(cfg, directory)
-    shapes = {
-        "W_enc": (config.d_in, config.d_sae), "b_enc": (config.d_sae,), "W_dec": (config.d_sae, config.d_in), "b_dec": (config.d_in,)
+    gated = cfg.get("architecture") == "gated"
+    vectors = (
+        ("b_gate", "r_mag", "b_mag") if gated else ("b_enc", "threshold") if config.architecture == "jumprelu" else ("b_enc",)
+    )
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_enc": (config.d_in, config.d_sae), "W_dec": (config.d_sae, config.d_in), "b_dec": (config.d_in,),
+        **dict.fromkeys(vectors, (config.d_sae,)),
     }  # fmt: skip
-    if config.architecture == "jumprelu":
-        shapes["threshold"] = (config.d_sae,)
     for name, shape in shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             found = tuple(tensors[name].shape) if name in tensors else "nothing"
             raise SAEError(f"The SAE in {directory} does not fit its {CONFIG}: {name} should be {shape}, found {found}.")
-    return SAE(config, **{name: tensors[name].float() for name in shapes})
+    weights = {name: tensors[name].float() for name in shapes}
+    if gated:
+        encoder = of_gated(*(weights.pop(name) for name in ("W_enc", *vectors)))
+        weights |= dict(zip(("W_enc", "b_enc", "threshold"), encoder, strict=True))
+    return SAE(config, **weights)
 
 
 def _config(cfg: dict[str, Any], directory: Path) -> SAEConfig:
-    for key, plain in (
-        ("normalize_activations", "none"),
-        ("reshape_activations", "none"),
-        ("finetuning_scaling_factor", False),
+    for key, known in (
+        ("normalize_activations", ("none",)),
+        ("reshape_activations", ("none", "hook_z")),
+        ("finetuning_scaling_factor", (False,)),
     ):
-        if cfg.get(key, plain) not in (plain, None):
+        if cfg.get(key) not in (*known, None):
             raise SAEError(
                 f"The SAE in {directory} uses {key}={cfg[key]}, which is not supported; fold it into the weights first."
             )
@@ -109,6 +116,8 @@ def _config(cfg: dict[str, Any], directory: Path) -> SAEConfig:
         raise SAEError(
             f"The SAE in {directory} uses the activation {activation!r}, which is not supported; known are relu and topk."
         )
+    if architecture == "gated":
+        architecture = "jumprelu"
     metadata = {
         key: cfg[key] for key in ("model_name", "hook_name", "dataset_path", "context_size") if cfg.get(key) is not None
     }
@@ -120,6 +129,7 @@ def _config(cfg: dict[str, Any], directory: Path) -> SAEConfig:
             k=int(k) if k is not None else None,
             apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
             rescale_acts_by_decoder_norm=bool(cfg.get("rescale_acts_by_decoder_norm", False)),
+            reshape_activations=cfg.get("reshape_activations") or "none",
             metadata=metadata | dict(cfg.get("metadata") or {}),
         )
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:

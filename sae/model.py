@@ -1,7 +1,8 @@
 """The sparse autoencoder: pre-activations x·W_enc + b_enc, an activation, and x̂ = z·W_dec + b_dec.
 
-Activations (names as in SAELens): `standard` is ReLU, `topk` keeps the k largest pre-activations and then applies ReLU, `jumprelu`
-zeroes what does not exceed a threshold.
+Activations (names as in SAELens): `standard` is ReLU, `topk` keeps the k largest pre-activations and then applies ReLU, `abstopk` keeps
+the k with the largest magnitudes and their signs (arXiv 2510.00404), `jumprelu` zeroes what does not exceed a threshold. A `gated` SAE is
+a jumprelu SAE (`of_gated`).
 
 The gauge. For every latent, scaling its encoder column and bias by s > 0 and its decoder row by 1/s leaves x̂ as it is (for TopK as long
 as the same latents are selected). One convention settles it, here: while training, decoder rows have unit norm, so that a pre-activation
@@ -21,7 +22,8 @@ from ..errors import SAEError
 from .codes import Codes, SparseCodes, decode
 from .ragged import sparse_if_sparse
 
-Architecture = Literal["standard", "topk", "jumprelu"]
+Architecture = Literal["standard", "topk", "abstopk", "jumprelu"]
+WITH_K: tuple[Architecture, ...] = ("topk", "abstopk")  # those that are told how many latents a row keeps
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,14 @@ class SAEConfig:
     """What an SAE is, apart from its weights; the names are SAELens's.
 
     Attributes:
-        architecture: standard (ReLU), topk or jumprelu.
+        architecture: standard (ReLU), topk, abstopk or jumprelu.
         d_in: width of the rows.
         d_sae: number of latents.
-        k: latents kept a row (topk only).
+        k: latents kept a row (topk and abstopk).
         apply_b_dec_to_input: whether b_dec is subtracted from the rows before encoding.
-        rescale_acts_by_decoder_norm: whether top-k compares pre-activations times the decoder rows' norms (topk only); the codes are
-            then multiplied by these norms and the decoder rows divided by them.
+        rescale_acts_by_decoder_norm: whether top-k compares pre-activations times the decoder rows' norms (topk and abstopk); the codes
+            are then multiplied by these norms and the decoder rows divided by them.
+        reshape_activations: "hook_z" of an SAE that SAELens gives the heads' outputs side by side; here rows are flat anyway.
         metadata: where it comes from: model_name, hook_name, ...
     """
 
@@ -45,6 +48,7 @@ class SAEConfig:
     k: int | None = None
     apply_b_dec_to_input: bool = False
     rescale_acts_by_decoder_norm: bool = False
+    reshape_activations: Literal["none", "hook_z"] = "none"
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -54,7 +58,7 @@ class SAEConfig:
             )
         if self.d_in < 1 or self.d_sae < 1:
             raise SAEError(f"An SAE needs at least one input and one latent; got d_in={self.d_in}, d_sae={self.d_sae}.")
-        if self.architecture == "topk" and (self.k is None or not 1 <= self.k <= self.d_sae):
+        if self.architecture in WITH_K and (self.k is None or not 1 <= self.k <= self.d_sae):
             raise SAEError(
                 f"k={self.k} must be between 1 and the number of latents, {self.d_sae}; lower --k or raise --latents."
             )
@@ -83,15 +87,15 @@ class SAE:
         return torch.addmm(self.b_enc, x, self.W_enc)
 
     def encode(self, x: Tensor) -> Codes:
-        """Rows [N, d_in] -> codes: SparseCodes with k entries a row for topk; otherwise RaggedCodes where few are not zero, else dense
-        [N, d_sae]."""
+        """Rows [N, d_in] -> codes: SparseCodes with k entries a row for topk and abstopk; otherwise RaggedCodes where few are not zero, else
+        dense [N, d_sae]."""
         pre = self.pre_activations(x)
         match self.config.architecture:
-            case "topk":
+            case "topk" | "abstopk":
                 assert self.config.k is not None
                 if self.config.rescale_acts_by_decoder_norm:
                     pre = pre * self.W_dec.norm(dim=1)
-                return select_topk(pre, self.config.k)
+                return (select_topk if self.config.architecture == "topk" else select_abs_topk)(pre, self.config.k)
             case "jumprelu":
                 assert self.threshold is not None
                 return sparse_if_sparse(pre.relu() * (pre > self.threshold))
@@ -157,6 +161,22 @@ def select_topk(pre: Tensor, k: int) -> SparseCodes:
     by_blocks = pre.device.type == "cpu" or _BLOCKS_ON_GPU
     values, indices = _largest(pre, k) if by_blocks else pre.topk(k, dim=1, sorted=False)
     return SparseCodes(indices, values.relu())
+
+
+def select_abs_topk(pre: Tensor, k: int) -> SparseCodes:
+    """The k pre-activations a row with the largest magnitudes, as they are: [N, d_sae] -> SparseCodes [N, k]."""
+    _, indices = _largest(pre.abs(), k) if pre.device.type == "cpu" else pre.abs().topk(k, dim=1, sorted=False)
+    return SparseCodes(indices, pre.gather(1, indices))
+
+
+def of_gated(W_enc: Tensor, b_gate: Tensor, r_mag: Tensor, b_mag: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """W_enc [d_in, d_sae], b_enc and threshold [d_sae] of the jumprelu SAE that a gated SAE (arXiv 2404.16014) is.
+
+    Gated codes are relu(m)·[g > 0] with g = x·W + b_gate and m = e^r·x·W + b_mag = e^r·(g − b_gate) + b_mag: and so g > 0 just where
+    m > b_mag − e^r·b_gate (as arXiv 2407.14435 shows).
+    """
+    factor = r_mag.exp()
+    return W_enc * factor, b_mag, b_mag - factor * b_gate
 
 
 def _largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:

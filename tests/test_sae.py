@@ -18,7 +18,7 @@ def random_sae(architecture: str, seed: int = 0, **options) -> SAE:
     def randn(*shape):
         return torch.randn(*shape, generator=generator)
 
-    k = K if architecture == "topk" else None
+    k = K if "topk" in architecture else None
     config = SAEConfig(
         architecture, D_IN, D_SAE, k, metadata={"model_name": "tiny", "hook_name": "blocks.2.hook_resid_post"}, **options
     )  # type: ignore[arg-type]
@@ -56,7 +56,7 @@ def test_sparse_and_dense_decoding_agree_and_have_the_same_gradients():
     assert torch.allclose(g_sparse, g_full)
 
 
-@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu"])
+@pytest.mark.parametrize("architecture", ["topk", "abstopk", "standard", "jumprelu"])
 def test_folding_a_normalisation_keeps_codes_and_moves_reconstructions_to_raw_units(architecture):
     sae, x = random_sae(architecture), rows()
     mean, scale = torch.randn(D_IN), 3.7
@@ -80,7 +80,7 @@ def test_another_decoder_leaves_the_codes_alone():
     assert torch.allclose(dense(other, x), dense(sae, x), atol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu"])
+@pytest.mark.parametrize("architecture", ["topk", "abstopk", "standard", "jumprelu"])
 def test_files_round_trip(architecture, tmp_path):
     sae = random_sae(architecture)
     save_sae(sae, tmp_path / "sae")
@@ -89,7 +89,7 @@ def test_files_round_trip(architecture, tmp_path):
     assert again.config.metadata["hook_name"] == "blocks.2.hook_resid_post"
 
 
-@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu"])
+@pytest.mark.parametrize("architecture", ["topk", "abstopk", "standard", "jumprelu"])
 def test_saelens_loads_what_we_save(architecture, tmp_path):
     sae_lens = pytest.importorskip("sae_lens")
     sae, x = random_sae(architecture), rows()
@@ -102,13 +102,16 @@ def test_saelens_loads_what_we_save(architecture, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "rescale"), [("topk", False), ("topk", True), ("standard", False), ("jumprelu", False)]
+    ("architecture", "rescale"),
+    [("topk", False), ("topk", True), ("abstopk", True), ("standard", False), ("jumprelu", False), ("gated", False)],
 )
 @pytest.mark.parametrize("b_dec_in", [False, True])
 def test_we_load_what_saelens_saves(architecture, b_dec_in, rescale, tmp_path):
     sae_lens = pytest.importorskip("sae_lens")
-    extra = {"k": K, "rescale_acts_by_decoder_norm": rescale} if architecture == "topk" else {}
-    kinds = {"topk": "TopKSAE", "standard": "StandardSAE", "jumprelu": "JumpReLUSAE"}
+    extra = {"k": K, "rescale_acts_by_decoder_norm": rescale} if "topk" in architecture else {}
+    kinds = {
+        "topk": "TopKSAE", "abstopk": "AbsTopKSAE", "standard": "StandardSAE", "jumprelu": "JumpReLUSAE", "gated": "GatedSAE"
+    }  # fmt: skip
     kind = getattr(sae_lens, kinds[architecture])
     config = getattr(sae_lens, kinds[architecture] + "Config")(d_in=D_IN, d_sae=D_SAE, apply_b_dec_to_input=b_dec_in, **extra)
     theirs, x = kind(config), rows()
@@ -140,6 +143,18 @@ def test_saelens_files_of_before_version_6_are_read_as_saelens_reads_them(tmp_pa
         load_sae(tmp_path)
 
 
+def test_a_hook_z_sae_takes_flat_rows_and_stays_one(tmp_path):
+    sae_lens = pytest.importorskip("sae_lens")
+    config = sae_lens.TopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, reshape_activations="hook_z")
+    theirs = sae_lens.TopKSAE(config)
+    theirs.save_model(str(tmp_path / "theirs"))
+    ours, x = load_sae(tmp_path / "theirs"), rows()
+    heads = x.view(len(x), 4, D_IN // 4)
+    assert (theirs(heads).flatten(1) - ours(x)).abs().max() <= 1e-5
+    save_sae(ours, tmp_path / "ours")
+    assert (sae_lens.SAE.load_from_disk(str(tmp_path / "ours"))(heads).flatten(1) - ours(x)).abs().max() <= 1e-5
+
+
 def test_mistakes_have_their_sentences(tmp_path):
     with pytest.raises(SAEError, match="no SAE at"):
         load_sae(tmp_path / "nowhere")
@@ -162,8 +177,8 @@ def test_mistakes_have_their_sentences(tmp_path):
         load_sae(tmp_path / "b")
     save_sae(sae, tmp_path / "c")
     cfg = tmp_path / "c" / "cfg.json"
-    cfg.write_text(json.dumps(json.loads(cfg.read_text()) | {"architecture": "gated"}))
-    with pytest.raises(SAEError, match="'gated' is not supported"):
+    cfg.write_text(json.dumps(json.loads(cfg.read_text()) | {"architecture": "temporal"}))
+    with pytest.raises(SAEError, match="'temporal' is not supported"):
         load_sae(tmp_path / "c")
     cfg.write_text(json.dumps(json.loads(cfg.read_text()) | {"architecture": "topk", "normalize_activations": "layer_norm"}))
     with pytest.raises(SAEError, match="layer_norm"):

@@ -8,6 +8,7 @@ from .directory import remove_run
 from .gram import Statistics
 from .group import ALONE, Group, joined_ranks
 from .last_solve import LastSolve, last_solve
+from .refit import RefitResult, refit
 from .rows import raw_rows
 from .run import train
 from .settings import TrainOptions
@@ -22,6 +23,7 @@ __all__ = [
     "Member",
     "MemberResult",
     "Penalties",
+    "RefitResult",
     "Statistics",
     "TrainConfig",
     "TrainOptions",
@@ -33,6 +35,7 @@ __all__ = [
     "members",
     "parse_axes",
     "raw_rows",
+    "refit",
     "remove_run",
     "solve_decoder",
     "train",

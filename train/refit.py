@@ -1,0 +1,122 @@
+"""The optimal decoder for a finished SAE, whoever trained it: one pass over a store, and nothing is trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..devices import suitable_threads
+from ..errors import SplinterpError
+from ..evaluate.metrics import evaluate_rows
+from ..sae import SAE, Architecture, save_sae
+from ..store import Store
+from .budget import codes_bytes, solves_by_cg
+from .config import Activation, TrainConfig
+from .decoder import Penalties
+from .directory import RUN, SUMMARY, check_is_run, describe, remove_run, write_json
+from .last_solve import WithoutGram, last_solve
+from .rows import raw_rows
+
+# Whose codes are as sparse as theirs.
+_ACTIVATIONS: dict[Architecture, Activation] = {"topk": "topk", "abstopk": "topk", "standard": "relu", "jumprelu": "jumprelu"}
+
+# Told the stage, rows done, rows in all, and figures to show.
+Progress = Callable[[str, int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class RefitResult:
+    """The SAE that was written, the directory, and what summary.json holds."""
+
+    sae: SAE
+    directory: Path
+    summary: dict[str, Any]
+
+
+def refit(
+    sae: SAE,
+    source: str,
+    store: Store,
+    site: str,
+    out: Path,
+    *,
+    ridge: float | None = None,
+    memory: int | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    force: bool = False,
+) -> RefitResult:
+    """Write `sae` with the decoder that is optimal for its codes over the store's training rows (Theorem C.1) into the directory `out`.
+
+    Codes stay what they are. Conventions by which the decoder takes part in encoding are folded into the encoder, so that they do. Where the
+    solved decoder is no better on the held-out rows (few rows, and an SAE that knows them), the SAE is written as it was.
+
+    Args:
+        sae: of the store's raw rows, as `load_sae` gives it. source: where it comes from, for run.json.
+        ridge: relative; None: chosen on rows set apart (see `last_solve`).
+        memory: bytes that the solve may take; None: half of the device's. Where the Gram matrix takes more, conjugate gradients.
+
+    Raises:
+        SplinterpError: `out` exists, the SAE is of another width, or the store has too few rows, or there is not the memory.
+    """
+    info, device, begun = store.site(site), torch.device(device), time.monotonic()
+    d_in, d_sae = sae.config.d_in, sae.config.d_sae
+    if out.exists() and not force:
+        raise SplinterpError(f"{out} exists already; give another --out, or --force to replace it.")
+    if d_in != info.d:
+        raise SplinterpError(
+            f"The SAE in {source} takes rows of width {d_in}, but {site} of {store.path} has {info.d}; name another --site."
+        )
+    rows = store.split_rows("train")
+    if rows < 1 or store.split_rows("held_out") < 1:
+        raise SplinterpError(f"{store.path} has too few rows ({store.rows:,}) to keep some apart for evaluation; harvest more.")
+    # A run that is nothing but its last solve.
+    config = TrainConfig(
+        method="pam", activation=_ACTIVATIONS[sae.config.architecture], d_sae=d_sae, k=sae.config.k or d_sae, rows=rows, batch_size=4096,
+        lr=1.0, ridge=ridge, memory=memory,
+    )  # fmt: skip
+    without_gram = None
+    if solves_by_cg(config, device):
+        without_gram = WithoutGram(codes_bytes(config, d_in, device), out.absolute().parent)
+    if out.exists():
+        check_is_run(out)
+    sae = sae.to(device)
+    done = 0
+
+    def tell(n: int) -> None:
+        nonlocal done
+        done += n
+        if progress:
+            progress("refit", done, rows, {"fvu before": float(before["fvu"])})
+
+    with suitable_threads(d_in * d_sae, device):
+        before = evaluate_rows(sae, raw_rows(store, site, device, "held_out"), info.mean)
+        solved, told = last_solve(sae, raw_rows(store, site, device, "train"), Penalties(), ridge, tell, without_gram)
+        after = evaluate_rows(solved, raw_rows(store, site, device, "held_out"), info.mean)
+    kept = not after["fvu"] < before["fvu"]
+    if kept:
+        solved = sae
+    solved = replace(solved, config=replace(solved.config, metadata={**solved.config.metadata, "refit_on": store.fingerprint}))
+    if out.exists():
+        remove_run(out)
+    out.mkdir(parents=True, exist_ok=True)
+    described = describe(store, site, config, device)
+    write_json(out / RUN, {**described, "settings": {"refit_of": source, "ridge": ridge, "memory": memory}})
+    save_sae(solved, out)
+    summary = {
+        **(before if kept else after),
+        "encoder": "native",
+        "method": "refit",
+        "before_refit": before,
+        "solved": after,
+        "kept": kept,
+        "last_solve": asdict(told),
+        "seconds": time.monotonic() - begun,
+    }
+    write_json(out / SUMMARY, summary)
+    return RefitResult(solved, out, summary)
