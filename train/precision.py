@@ -1,4 +1,4 @@
-"""How the one dense product of a training step, x·W_enc, is rounded, and with ReLU its gradients; nothing else ever is.
+"""How the one dense product of a training step, x·W_enc, is rounded; nothing else ever is.
 
 - float32: not at all.
 - tf32: a GPU's tensor cores take the operands with 10 bits of mantissa in place of 23; products and sums are float32. Several times as
@@ -43,41 +43,16 @@ def rounding(precision: Precision, device: torch.device) -> Rounding:
 
 
 def pre_activations(x: Tensor, W_rows: Tensor, b: Tensor, rounded: Rounding, out: Tensor | None = None) -> Tensor:
-    """x·W + b for rows x [N, d_in], W by latents [d_sae, d_in], b [d_sae], all float32 -> float32 [N, d_sae].
-
-    Differentiable, with its gradients' products rounded alike; but not with `out`, where the result then is.
-    """
-    if out is None and torch.is_grad_enabled():
-        return _PreActivations.apply(x, W_rows, b, rounded)  # type: ignore[return-value]
-    return _product(x, W_rows.T, rounded, b, out)
-
-
-class _PreActivations(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, W_rows: Tensor, b: Tensor, rounded: Rounding) -> Tensor:
-        ctx.save_for_backward(x, W_rows)
-        ctx.rounded = rounded
-        return _product(x, W_rows.T, rounded, b)
-
-    @staticmethod
-    def backward(ctx, by_pre: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, W_rows = ctx.saved_tensors
-        by_x = _product(by_pre, W_rows, ctx.rounded) if ctx.needs_input_grad[0] else None
-        by_W_rows = _product(by_pre.T, x, ctx.rounded) if ctx.needs_input_grad[1] else None
-        return by_x, by_W_rows, by_pre.sum(0) if ctx.needs_input_grad[2] else None, None
-
-
-def _product(a: Tensor, b: Tensor, rounded: Rounding, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """a·b (+ bias): float32 [N, m], [m, n], [n] -> [N, n]."""
+    """x·W + b for rows x [N, d_in], W by latents [d_sae, d_in], b [d_sae], all float32 -> float32 [N, d_sae], in `out` if given."""
+    W = W_rows.T
     if rounded == "bfloat16":
-        a, b = a.bfloat16(), b.bfloat16()
-        if a.is_cuda:
-            product = torch.mm(a, b, out_dtype=torch.float32, out=out)
+        x, W = x.bfloat16(), W.bfloat16()
+        if x.is_cuda:
             # Not addmm: what it allows a float32 bias beside bfloat16 operands is not the same in every torch.
-            return product if bias is None else product.add_(bias)
-        a, b = a.to(torch.float32), b.to(torch.float32)
+            return torch.mm(x, W, out_dtype=torch.float32, out=out).add_(b)
+        x, W = x.to(torch.float32), W.to(torch.float32)
     with tensor_cores(rounded == "tf32"):
-        return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
+        return torch.addmm(b, x, W, out=out)
 
 
 @contextmanager

@@ -96,7 +96,9 @@ def refit(
 
     with suitable_threads(d_in * d_sae, device):
         before = evaluate_rows(sae, raw_rows(store, site, device, "held_out"), info.mean)
-        solved, told = last_solve(sae, raw_rows(store, site, device, "train"), Penalties(), ridge, tell, without_gram)
+        solution = last_solve(sae, raw_rows(store, site, device, "train"), Penalties(), ridge, tell, without_gram)
+        assert solution  # there are no other ranks
+        solved, told = solution
         after = evaluate_rows(solved, raw_rows(store, site, device, "held_out"), info.mean)
     kept = not after["fvu"] < before["fvu"]
     if kept:
