@@ -10,6 +10,8 @@ from torch import Tensor
 from ..errors import SplinterpError
 from ..sae import SAE, fired_counts, l0
 
+_ROWS_AT_ONCE = 512  # in float64: of all rows of a batch it would be the largest thing in a training run
+
 
 class Metrics:
     """Running sums over rows x [N, d_in], their reconstructions and their codes.
@@ -28,10 +30,12 @@ class Metrics:
     def add(self, sae: SAE, x: Tensor) -> None:
         """Encode, decode and count rows x [N, d_in]."""
         codes = sae.encode(x)
-        shifted = x.double() - self.shift
-        self.squared_error += float((sae.decode(codes) - x).double().square().sum())
-        self.squared += float(shifted.square().sum())
-        self.sum += shifted.sum(0)
+        error = sae.decode(codes).sub_(x)
+        for some, error_of_some in zip(x.split(_ROWS_AT_ONCE), error.split(_ROWS_AT_ONCE), strict=True):
+            shifted = some.double() - self.shift
+            self.squared_error += float(error_of_some.double().square_().sum())
+            self.sum += shifted.sum(0)
+            self.squared += float(shifted.square_().sum())
         self.active += l0(codes) * len(x)
         self.fired += fired_counts(codes, len(self.fired))
         self.rows += len(x)

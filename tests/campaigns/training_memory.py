@@ -2,7 +2,7 @@
 
     python tests/campaigns/training_memory.py 2 16 --limit 1.2
 
-For each size in GB: a store of bfloat16 rows (d=2304) is written, and one epoch of PAM-SGD (512 latents, k=8), its last solve and its figures
+For each size in GB: a store of bfloat16 rows (d=2304) is written, and one epoch of PAM-SGD (256 latents, k=8), its last solve and its figures
 run over it by the command line, in a process of its own. The figures are peaks of resident memory in MiB. With `--limit` (GB) the largest is
 trained on once more by a process that may not have more private memory than that. Exit code 1 if the largest store takes over 5 % more than
 the smallest, or the limit was not enough.
@@ -21,7 +21,7 @@ import torch
 from common import peak_memory
 from splinterp import store
 
-D, PIECE, LATENTS = 2304, 2**14, 512
+D, PIECE, LATENTS = 2304, 2**14, 256
 
 TRAIN = """
 import sys
