@@ -530,17 +530,14 @@ def evaluate(
     from .devices import choose_device
     from .evaluate import evaluate_rows
     from .sae import load_sae
-    from .train import raw_rows
+    from .train import check_width, raw_rows
 
     if split not in ("held_out", "train", "all"):
         raise typer.BadParameter("--split is held_out, train or all")
     on = choose_device(device)
     loaded, opened = load_sae(sae, on), stores.open(store)
     chosen = opened.site(site or _site_of(loaded, opened))
-    if chosen.d != loaded.config.d_in:
-        raise SplinterpError(
-            f"The SAE in {sae} takes rows of width {loaded.config.d_in}, but {chosen.name} of {store} has {chosen.d}; name another --site."
-        )
+    check_width(loaded.config.d_in, str(sae), opened, chosen.name)
     figures: dict[str, Any] = {
         **evaluate_rows(loaded, raw_rows(opened, chosen.name, on, split), chosen.mean),
         "encoder": "native",

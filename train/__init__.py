@@ -9,7 +9,7 @@ from .gram import Statistics
 from .group import ALONE, Group, joined_ranks
 from .last_solve import LastSolve, last_solve
 from .refit import RefitResult, refit
-from .rows import raw_rows
+from .rows import check_width, raw_rows
 from .run import train
 from .settings import TrainOptions
 from .stages import TrainResult
@@ -30,6 +30,7 @@ __all__ = [
     "TrainResult",
     "auto_batch_size",
     "auto_lr",
+    "check_width",
     "joined_ranks",
     "last_solve",
     "members",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,11 @@ from .config import Activation, TrainConfig
 from .decoder import Penalties
 from .directory import RUN, SUMMARY, check_is_run, describe, remove_run, write_json
 from .last_solve import WithoutGram, last_solve
-from .rows import raw_rows
+from .loop import Progress
+from .rows import check_width, raw_rows
 
 # Whose codes are as sparse as theirs.
 _ACTIVATIONS: dict[Architecture, Activation] = {"topk": "topk", "abstopk": "topk", "standard": "relu", "jumprelu": "jumprelu"}
-
-# Told the stage, rows done, rows in all, and figures to show.
-Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -68,10 +65,7 @@ def refit(
     d_in, d_sae = sae.config.d_in, sae.config.d_sae
     if out.exists() and not force:
         raise SplinterpError(f"{out} exists already; give another --out, or --force to replace it.")
-    if d_in != info.d:
-        raise SplinterpError(
-            f"The SAE in {source} takes rows of width {d_in}, but {site} of {store.path} has {info.d}; name another --site."
-        )
+    check_width(d_in, source, store, site)
     rows = store.split_rows("train")
     if rows < 1 or store.split_rows("held_out") < 1:
         raise SplinterpError(f"{store.path} has too few rows ({store.rows:,}) to keep some apart for evaluation; harvest more.")

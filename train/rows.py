@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import SplinterpError
 from ..store import Store
 from ..store.batches import Split
 from .group import ALONE, Group
@@ -70,3 +71,12 @@ def raw_rows(store: Store, site: str, device: torch.device, split: Split) -> Ite
     """Every row of a split once, in the store's order and units: float32 batches [≤ 4096, d_in] on the device."""
     for x in store.batches(site, 4096, split=split, shuffle=False, device=device):
         yield x.to(device, torch.float32, copy=True)
+
+
+def check_width(d_in: int, source: str, store: Store, site: str) -> None:
+    """See that an SAE from `source` takes rows as wide as a site's. Raises SplinterpError otherwise."""
+    d = store.site(site).d
+    if d != d_in:
+        raise SplinterpError(
+            f"The SAE in {source} takes rows of width {d_in}, but {site} of {store.path} has {d}; name another --site."
+        )
