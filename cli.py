@@ -370,11 +370,11 @@ def train(
     ] = 32,
     k_start: Annotated[int | None, typer.Option(parser=quantity, help="k at the beginning. \\[default: k]")] = None,
     k_anneal: Annotated[float, typer.Option(help="Share of the run over which --k-start comes down to --k.")] = 0.2,
-    l1: Annotated[float | None, typer.Option(help="Weight of the sparsity penalty (relu).  \\[default: 5]")] = None,
-    l0: Annotated[float | None, typer.Option(help="Weight of the penalty on L0/k - 1 (jumprelu).  \\[default: 3]")] = None,
+    l1: Annotated[float | None, typer.Option(help="Weight of the sparsity penalty (relu). \\[default: 5]")] = None,
+    l0: Annotated[float | None, typer.Option(help="Weight of the penalty on L0/k - 1 (jumprelu). \\[default: 3]")] = None,
     bandwidth: Annotated[
         float | None,
-        typer.Option(help="Window around a threshold that its gradient comes from, in √(d_in/k) (jumprelu).  \\[default: 0.2]"),
+        typer.Option(help="Window around a threshold that its gradient comes from, in √(d_in/k) (jumprelu). \\[default: 0.2]"),
     ] = None,
     revive: Annotated[
         str,
@@ -383,7 +383,7 @@ def train(
     tokens: Annotated[
         int | None, typer.Option(parser=quantity, help="Rows to train on, epochs counted; instead of --epochs.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(parser=quantity, help="Passes over the training rows.  \\[default: 1]")] = None,
+    epochs: Annotated[int | None, typer.Option(parser=quantity, help="Passes over the training rows. \\[default: 1]")] = None,
     batch_size: Annotated[str, typer.Option(help="Rows a step: auto (up to 4096, 500 steps wanted), or a number.")] = "auto",
     lr: Annotated[str, typer.Option(help="Peak learning rate: auto, or a number.")] = "auto",
     warmup: Annotated[
@@ -392,8 +392,8 @@ def train(
     ] = None,
     decay: Annotated[float, typer.Option(help="Share of the run over which the rate falls to zero at the end.")] = 0.35,
     encoder_steps: Annotated[int, typer.Option(parser=quantity, help="M of Algorithm 3.1: gradient steps on each batch.")] = 1,
-    mu_enc: Annotated[float, typer.Option(help="Pull of W_enc towards its value before the M steps.")] = 0.0,
-    nu_enc: Annotated[float, typer.Option(help="Pull of b_enc towards its value before the M steps.")] = 0.0,
+    mu_enc: Annotated[float, typer.Option(help="Pull of W_enc towards its value before the M steps (M > 1).")] = 0.0,
+    nu_enc: Annotated[float, typer.Option(help="Pull of b_enc towards its value before the M steps (M > 1).")] = 0.0,
     mu_dec: Annotated[float, typer.Option(help="Pull of W_dec towards its value before the solve.")] = 0.0,
     nu_dec: Annotated[float, typer.Option(help="Pull of b_dec towards its value before the solve.")] = 0.0,
     alpha: Annotated[float, typer.Option(help="Weight decay of W_dec in the solve.")] = 0.0,

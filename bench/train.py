@@ -281,7 +281,8 @@ def table(result: dict[str, Any]) -> str:
             low, high = result["ranges"][name]
             lines.append(f"| {told} | {units[name]:.2f} ({low:.2f}–{high:.2f}) | {units[name] / units['pam']:.2f} |")
     parts = ", ".join(f"{name} {value:.2f}" for name, value in result["parts"].items())
-    lines += ["", f"Our PAM step's parts, each on its own, in units: {parts}; the Gram matrix is in the statistics."]
+    gram = "; the Gram matrix is in the statistics" if units["gram"] is not None else ""
+    lines += ["", f"Our PAM step's parts, each on its own, in units: {parts}{gram}."]
     shares = ", ".join(f"{name} {value:.2f}" for name, value in result["shares"].items())
     lines += [
         "",

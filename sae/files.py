@@ -66,6 +66,8 @@ def load_sae(directory: str | Path, device: str | torch.device = "cpu") -> SAE:
         raise SAEError(f"{directory} is a file; give the directory that holds {CONFIG} and {WEIGHTS}.")
     if not directory.exists():
         raise SAEError(f"There is no SAE at {directory}; give a run directory, or any directory in SAELens's format.")
+    if (directory / "sweep.json").is_file():
+        raise SAEError(f"{directory} holds the runs of a sweep, and is no SAE itself; name one of its folders.")
     if not config_path.is_file() or not weights_path.is_file():
         raise SAEError(
             f"{directory} is not an SAE: it needs {CONFIG} and {WEIGHTS} (a run that has not finished has none yet)."

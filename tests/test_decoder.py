@@ -69,7 +69,8 @@ def test_streamed_decoder_equals_direct_least_squares(activation, penalties):
 def test_sums_over_two_halves_equal_sums_over_the_whole(activation):
     x, codes = some_rows(activation=activation)
     whole = streamed(x, codes)
-    merged = streamed(x[:201], part(codes, 0, 201)).merge(streamed(x[201:], part(codes, 201, N)))
+    merged = streamed(x[:201], part(codes, 0, 201))
+    merged.absorb(streamed(x[201:], part(codes, 201, N)))
     for name in ("gram", "cross", "sum_z", "sum_x"):
         a, b = getattr(whole, name), getattr(merged, name)
         assert (a - b).norm() <= 1e-12 * b.norm(), name

@@ -11,6 +11,7 @@ from splinterp import store as stores
 from splinterp.cli import main
 from splinterp.errors import SplinterpError
 from splinterp.sae import SAE, SAEConfig, load_sae, save_sae, to_dense
+from splinterp.store.files import Lock
 from splinterp.train import TrainConfig, raw_rows, refit, train
 
 SITE, D_IN, D_SAE, N, K = "hook", 16, 48, 6000, 5
@@ -90,6 +91,24 @@ def test_a_decoder_that_would_be_worse_is_not_taken(store, tmp_path):
     assert result.summary["kept"]
     assert result.summary["solved"]["fvu"] > result.summary["fvu"] == result.summary["before_refit"]["fvu"]
     assert torch.equal(load_sae(tmp_path / "worse").W_dec, sae.W_dec)
+
+
+def test_nobody_elses_directory_is_touched(store, tmp_path):
+    sae, out = random_sae("topk"), tmp_path / "new" / "run"
+    refit(sae, "random", store, SITE, out, memory=60_000)  # its codes' file needs the directory that is not there yet
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    lock = Lock(out)
+    with pytest.raises(SplinterpError, match="written by another process"):
+        refit(sae, "random", store, SITE, out, force=True)
+    lock.release(remove=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+    def interrupted(*told):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        refit(sae, "random", store, SITE, tmp_path / "other", progress=interrupted)
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_command_and_its_sentences(store, tmp_path, capsys):

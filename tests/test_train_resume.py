@@ -103,6 +103,18 @@ def test_interrupted_and_resumed_is_uninterrupted(store, tmp_path, name):
     assert len(json.loads((tmp_path / "run" / "run.json").read_text())["resumed"]) == 3
 
 
+def test_memory_may_be_another_where_the_statistics_are_of_the_same_kind(store, tmp_path):
+    """The default follows the machine, and a run may go on on a smaller one."""
+    with pytest.raises(Interrupted):
+        train(store, None, CONFIG, tmp_path / "run", progress=signal_at(2000))
+    with pytest.raises(SplinterpError, match=r"with another --memory than there is now; .*run\.json tells it"):
+        train(store, None, replace(CONFIG, memory=250_000), tmp_path / "run", resume=True)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["memory"] > 250_000
+    train(store, None, replace(CONFIG, memory=10**9), tmp_path / "run", resume=True)
+    train(store, None, CONFIG, tmp_path / "whole")
+    assert left_by(tmp_path / "run") == left_by(tmp_path / "whole")
+
+
 def interrupt(stage: str) -> Progress:
     """A progress callback by which `stage` is interrupted as soon as it tells of itself."""
 

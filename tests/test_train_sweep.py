@@ -93,7 +93,7 @@ def signal_at(rows: int, number: int = signal.SIGINT) -> Progress:
     ids=str,
 )
 def test_a_member_is_the_run_that_one_gets_alone(store, tmp_path, axes):
-    swept = saes(*axes, mu_enc=0.1)
+    swept = saes(*axes, mu_dec=0.1)
     results = train_sweep(store, None, swept, tmp_path / "sweep")
     assert [result.member.name for result in results] == [member.name for member in swept]
     for result in results:
@@ -319,7 +319,7 @@ def test_memory_is_shared(total, parts):
 
 def test_too_little_memory_is_a_sentence(store, tmp_path, monkeypatch):
     with pytest.raises(
-        SplinterpError, match=r"The 3 SAEs of the sweep would take .* and share 244 KiB \(--memory\)\. .*batchtopk|topk"
+        SplinterpError, match=r"The 3 SAEs of the sweep would take .* and share 244 KiB \(--memory\)\. .*codes of topk"
     ):
         train_sweep(store, None, saes("seed=0,1,2", activation="batchtopk", memory=250_000), tmp_path / "sweep")
     monkeypatch.setattr(budget, "total_memory", lambda device: 2 * GRAM)

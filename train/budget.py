@@ -40,7 +40,7 @@ def solves_by_cg(config: TrainConfig, device: torch.device) -> bool:
     if config.activation != "topk":
         raise SplinterpError(
             f"The Gram matrix of {config.d_sae:,} latents takes up to {format_bytes(needed)}, and --memory is {format_bytes(budget)}; only "
-            "--activation topk can be solved without it: raise --memory or use fewer --latents."
+            "codes of topk can be solved for without it: raise --memory, or train fewer --latents."
         )
     return True
 

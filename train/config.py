@@ -135,6 +135,10 @@ class TrainConfig:
             raise SplinterpError(
                 "bandwidth=0 would leave the thresholds where they are; give a positive --bandwidth or leave it out."
             )
+        if self.encoder_steps == 1 and (self.mu_enc or self.nu_enc):
+            raise SplinterpError(
+                "--mu-enc and --nu-enc pull the encoder back over several steps on a batch: with one they do nothing; raise --encoder-steps."
+            )
         if self.lr == 0:
             raise SplinterpError("lr=0 would train nothing; give a positive --lr or leave it out.")
 

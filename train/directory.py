@@ -20,6 +20,7 @@ from ..sae.files import CONFIG, WEIGHTS
 from ..store import Store
 from ..store.files import is_temporary, read_json, temporary, write_bytes
 from ..store.layout import LOCK
+from .budget import memory_budget
 from .checkpoint import CHECKPOINT
 from .config import TrainConfig
 from .precision import rounding
@@ -33,6 +34,7 @@ def describe(store: Store, site: str, config: TrainConfig, device: torch.device)
     packages = ("torch", "transformer-lens", "transformers", "zarr", "numpy")
     return {
         "settings": asdict(config),
+        "memory": memory_budget(config, device),
         "store": str(store.path.resolve()),
         "store_fingerprint": store.fingerprint,
         "site": site,
@@ -141,7 +143,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _compared(told: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same when a run is resumed, by name."""
-    return {**told.get("settings", {}), **{name: told.get(name) for name in ("site", "store_fingerprint")}}
+    settings = {
+        name: value for name, value in told.get("settings", {}).items() if name != "memory"
+    }  # what it decides, the checkpoint tells
+    return {**settings, **{name: told.get(name) for name in ("site", "store_fingerprint")}}
 
 
 def timestamp() -> str:

@@ -48,7 +48,7 @@ class GradientSteps:
         trained = [*self.encoder, weights.W_dec.requires_grad_(), weights.b_dec.requires_grad_()] if decoder else self.encoder
         self.optimizer = torch.optim.Adam(trained, lr=config.lr, betas=(0.9, 0.999), fused=True)
         self.resampling = Resampling(config) if config.revive == "resample" else None
-        self._pre = torch.empty(0, config.d_sae)
+        self._pre = torch.empty(0, config.d_sae, device=weights.b_enc.device)
 
     def step(self, x: Tensor, lr: float, rows: int | None = None) -> StepFigures:
         """M = config.encoder_steps steps on one batch of normalised rows, of which x [N, d_in] is this rank's share.
@@ -99,8 +99,7 @@ class GradientSteps:
 
     @property
     def _proximal(self) -> bool:
-        # After one step only: at the first the weights are where they started, and the pull is zero.
-        return self.config.encoder_steps > 1 and bool(self.config.mu_enc or self.config.nu_enc)
+        return bool(self.config.mu_enc or self.config.nu_enc)
 
     @torch.no_grad()
     def _gradients(self, x: Tensor, rows: int) -> StepFigures:

@@ -131,13 +131,6 @@ class Statistics:
         if self._factor < _SMALLEST_FACTOR:
             self._settled()
 
-    def merge(self, other: Statistics) -> Statistics:
-        """The statistics of both sets of rows, as new statistics."""
-        merged = Statistics(self.d_in, self.d_sae, self._gram.device)
-        merged.absorb(self)
-        merged.absorb(other)
-        return merged
-
     def absorb(self, other: Statistics) -> None:
         """Add the sums of other rows to these, in place."""
         self._settled()

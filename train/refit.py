@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from ..errors import SplinterpError
 from ..evaluate.metrics import evaluate_rows
 from ..sae import SAE, Architecture, save_sae
 from ..store import Store
+from ..store.files import Lock
 from .budget import codes_bytes, solves_by_cg
 from .config import Activation, TrainConfig
 from .decoder import Penalties
@@ -61,8 +64,7 @@ def refit(
     Raises:
         SplinterpError: `out` exists, the SAE is of another width, or the store has too few rows, or there is not the memory.
     """
-    info, device, begun = store.site(site), torch.device(device), time.monotonic()
-    d_in, d_sae = sae.config.d_in, sae.config.d_sae
+    device, d_in, d_sae = torch.device(device), sae.config.d_in, sae.config.d_sae
     if out.exists() and not force:
         raise SplinterpError(f"{out} exists already; give another --out, or --force to replace it.")
     check_width(d_in, source, store, site)
@@ -76,11 +78,37 @@ def refit(
     )  # fmt: skip
     without_gram = None
     if solves_by_cg(config, device):
-        without_gram = WithoutGram(codes_bytes(config, d_in, device), out.absolute().parent)
+        without_gram = WithoutGram(codes_bytes(config, d_in, device), out)
     if out.exists():
         check_is_run(out)
     sae = sae.to(device)
-    done = 0
+    with _held(out):
+        return _refit(sae, source, store, site, out, config, without_gram, device, progress)
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """The directory, made if need be, for this process alone; one that was made for nothing goes again.
+
+    Raises:
+        StoreError: another process is at work there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = Lock(out)
+    try:
+        yield
+    finally:
+        lock.release(remove=True)
+        if not any(out.iterdir()):
+            out.rmdir()
+
+
+def _refit(
+    sae: SAE, source: str, store: Store, site: str, out: Path, config: TrainConfig, without_gram: WithoutGram | None, device: torch.device,
+    progress: Progress | None,
+) -> RefitResult:  # fmt: skip
+    """`refit`, once everything that can be refused has been, in a directory that nobody else writes to."""
+    mean, begun, rows, done = store.site(site).mean, time.monotonic(), store.split_rows("train"), 0
 
     def tell(n: int) -> None:
         nonlocal done
@@ -88,22 +116,20 @@ def refit(
         if progress:
             progress("refit", done, rows, {"fvu before": float(before["fvu"])})
 
-    with suitable_threads(d_in * d_sae, device):
-        before = evaluate_rows(sae, raw_rows(store, site, device, "held_out"), info.mean)
-        solution = last_solve(sae, raw_rows(store, site, device, "train"), Penalties(), ridge, tell, without_gram)
+    with suitable_threads(sae.W_enc.numel(), device):
+        before = evaluate_rows(sae, raw_rows(store, site, device, "held_out"), mean)
+        solution = last_solve(sae, raw_rows(store, site, device, "train"), Penalties(), config.ridge, tell, without_gram)
         assert solution  # there are no other ranks
         solved, told = solution
-        after = evaluate_rows(solved, raw_rows(store, site, device, "held_out"), info.mean)
+        after = evaluate_rows(solved, raw_rows(store, site, device, "held_out"), mean)
     kept = not after["fvu"] < before["fvu"]
-    if kept:
-        solved = sae
-    solved = replace(solved, config=replace(solved.config, metadata={**solved.config.metadata, "refit_on": store.fingerprint}))
-    if out.exists():
+    metadata = {**solved.config.metadata, "refit_on": store.fingerprint}
+    written = sae if kept else replace(solved, config=replace(solved.config, metadata=metadata))
+    if (out / RUN).exists():
         remove_run(out)
-    out.mkdir(parents=True, exist_ok=True)
     described = describe(store, site, config, device)
-    write_json(out / RUN, {**described, "settings": {"refit_of": source, "ridge": ridge, "memory": memory}})
-    save_sae(solved, out)
+    write_json(out / RUN, {**described, "settings": {"refit_of": source, "ridge": config.ridge, "memory": config.memory}})
+    save_sae(written, out)
     summary = {
         **(before if kept else after),
         "encoder": "native",
@@ -115,4 +141,4 @@ def refit(
         "seconds": time.monotonic() - begun,
     }
     write_json(out / SUMMARY, summary)
-    return RefitResult(solved, out, summary)
+    return RefitResult(written, out, summary)

@@ -250,6 +250,11 @@ def _load(into: PAM | AdamBaseline | Weights, state: State, path: Path) -> None:
         return
     for name, own in into.state().items():
         if name not in state or (state[name].shape, state[name].dtype) != (own.shape, own.dtype):
+            if name.startswith("statistics."):
+                raise SplinterpError(
+                    f"{path} has the statistics of a run with another --memory than there is now; give --resume the --memory of before "
+                    f"({RUN} tells it: memory)."
+                )
             raise SplinterpError(f"{path} does not fit this version of splinterp ({name}); start the run again with --force.")
     into.load_state(state)
 

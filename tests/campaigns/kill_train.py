@@ -2,7 +2,7 @@
 
     python tests/campaigns/kill_train.py 20
 
-Each run (PAM-SGD, its alternation as published, or Adam; 188 steps over two epochs of 12,000 rows, a checkpoint every 30 ms) is stopped up to 10
+Each run (PAM-SGD, its alternation as published, Adam, BatchTopK, or JumpReLU with resampling; 188 steps over two epochs of 12,000 rows, a checkpoint every 30 ms) is stopped up to 10
 times: by SIGKILL, or, one time in four, by SIGTERM or SIGINT, after which there must be a checkpoint of the last step. It is resumed
 each time by the command line, and at last left to finish; then `summary.json` and every line of `metrics.jsonl` must equal those of
 the uninterrupted run, but for times, and the weights byte for byte. Runs go on until there have been as many kills as asked for. The suite
@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from common import SIGNALS, Outcome, command_line, differing, ended, forked, run_campaign, told
 from splinterp import store
-from splinterp.train import training
+from splinterp.train import gradient, training
 from splinterp.train.checkpoint import CHECKPOINT, read_checkpoint
+from splinterp.train.dead import DeadLatents
 
 MOST_KILLS = 10
 D_IN, ROWS = 32, 12_800
@@ -36,6 +37,13 @@ METHODS = {
     "batchtopk": "--method pam --activation batchtopk",
     "jumprelu": "--method pam --activation jumprelu --revive resample",
 }
+
+
+class SoonDead(DeadLatents):
+    """Dead after 1,000 rows, so that AuxK and resampling take part."""
+
+    def __init__(self, d_sae: int, dead_after: int, device: torch.device) -> None:
+        super().__init__(d_sae, 1000, device)
 
 
 def make_store(path: Path) -> None:
@@ -53,6 +61,7 @@ def start(folder: Path, out: Path, method: str) -> int:
 
     def work() -> None:
         training.MOST_OF_THE_TIME = 1.0  # of what every 30 ms leave
+        gradient.DeadLatents = SoonDead
         train()
 
     return forked(work)
@@ -94,6 +103,8 @@ def campaign(args: Namespace, folder: Path) -> Outcome:
         if ended(start(folder, folder / method, method)):
             return {}, [f"the uninterrupted run ({method}) failed"]
         wholes[method], references[method] = time.monotonic() - at, left_by(folder / method)
+        if not any(line["dead"] for line in references[method]["metrics.jsonl"]):
+            return {}, [f"no latent was ever dead ({method}), so that none was revived"]
     while sum(done.values()) < args.kills and not failures:
         method, out, killed = list(references)[runs % len(references)], folder / f"run{runs}", 0
         runs += 1
