@@ -169,7 +169,7 @@ def test_a_solve_within_training_is_at_rest_on_the_windows_rows(store):
 def test_budgets_that_cannot_be_kept_to_are_refused_before_training(store, tmp_path):
     for changed, sentence in (
         ({"memory": 1000}, "even without the Gram matrix"),
-        ({"activation": "relu", "k": None, "k_start": None}, "only --activation topk"),
+        ({"activation": "relu", "k": None, "k_start": None}, "only codes of topk"),
         ({"memory": 0}, "memory=0 must be at least 1"),
     ):
         with pytest.raises(SplinterpError, match=sentence):
@@ -191,5 +191,5 @@ def test_a_run_that_would_go_on_with_other_statistics_is_refused(tmp_path, monke
     with pytest.raises(Interrupted):
         train(store, None, config, tmp_path / "run", progress=stop)
     monkeypatch.setattr("splinterp.train.budget.total_memory", lambda device: 180_000)
-    with pytest.raises(SplinterpError, match=r"does not fit this version of splinterp \(statistics\."):
+    with pytest.raises(SplinterpError, match=r"another --memory than there is now"):
         train(store, None, config, tmp_path / "run", resume=True)
