@@ -6,13 +6,15 @@ import os
 import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: a test that asks the network is a mistake
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background has it ignored
 
 import time
 from pathlib import Path
 
 import pytest
 import torch
+
+# Whoever starts the tests in the background of a shell has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BOS, EOS = "<|bos|>", "<|eos|>"
 VOCABULARY = 384
