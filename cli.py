@@ -518,7 +518,7 @@ def evaluate(
     sae: Annotated[Path, typer.Argument(help="A run directory, or any SAE in SAELens's format.")],
     store: StoreOption,
     site: SiteOption = None,
-    split: Annotated[str, typer.Option(help="held_out, train or all.")] = "held_out",
+    split: Annotated[str, typer.Option(help="held_out, validation, train or all.")] = "held_out",
     model: Annotated[str | None, typer.Option(help="Also take the cross-entropy of this model with the SAE in place.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Text for --model. \\[default: the store's]")] = None,
     tokens: Annotated[int, typer.Option(parser=quantity, help="Tokens of text for --model.")] = 20_000,
@@ -532,8 +532,8 @@ def evaluate(
     from .sae import load_sae
     from .train import check_width, raw_rows
 
-    if split not in ("held_out", "train", "all"):
-        raise typer.BadParameter("--split is held_out, train or all")
+    if split not in ("held_out", "validation", "train", "all"):
+        raise typer.BadParameter("--split is held_out, validation, train or all")
     on = choose_device(device)
     loaded, opened = load_sae(sae, on), stores.open(store)
     chosen = opened.site(site or _site_of(loaded, opened))

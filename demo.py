@@ -41,7 +41,7 @@ def run_demo(out: Path, console: Console) -> None:
     )
     console.print(
         f"\nTraining on {rows:,} rows, one pass, {LATENTS:,} latents, k={K}, batches of {batch}, lr {config.lr:g}; "
-        f"{store.split_rows('held_out'):,} rows are held out.",
+        f"{store.split_rows('held_out'):,} rows are held out, {store.split_rows('validation'):,} are to choose settings by.",
         highlight=False,
     )  # fmt: skip
     summaries: dict[str, dict[str, Any]] = {}

@@ -21,16 +21,21 @@ from .layout import BLOCK
 HELD_OUT_SHARE = 20
 HELD_OUT_ROWS = 65536
 HELD_OUT_SEED = 20240607
+VALIDATION_SHARE = 40
+VALIDATION_ROWS = 16384
+VALIDATION_FROM = 8  # blocks in the store: of fewer all are needed
 AHEAD = 1
 OPEN_FILES = 128
 
-Split = Literal["train", "held_out", "all"]
+Split = Literal["train", "validation", "held_out", "all"]
 
 
 def split_blocks(rows: int, split: Split) -> np.ndarray:
     """Block indices of a split, ascending: a function of the number of blocks alone.
 
-    A twentieth of the blocks is held out, at most 65,536 rows, and at least one block of a store that has two.
+    A twentieth of the blocks is held out, at most 65,536 rows, and at least one block of a store that has two. Of the others, as many as a
+    fortieth of all are for validation, at most 16,384 rows, at least one block of a store that has eight and none of a smaller one; never
+    the store's last, which may be short. The rest is for training.
 
     Raises:
         StoreError: no such split.
@@ -42,7 +47,12 @@ def split_blocks(rows: int, split: Split) -> np.ndarray:
         return np.arange(blocks)
     held = 0 if blocks < 2 else max(1, min(blocks // HELD_OUT_SHARE, HELD_OUT_ROWS // BLOCK))
     order = np.random.default_rng([HELD_OUT_SEED, blocks]).permutation(blocks)
-    return np.sort(order[:held] if split == "held_out" else order[held:])
+    if split == "held_out":
+        return np.sort(order[:held])
+    validating = 0 if blocks < VALIDATION_FROM else max(1, min(blocks // VALIDATION_SHARE, VALIDATION_ROWS // BLOCK))
+    rest = order[held:]
+    validation = rest[rest != blocks - 1][:validating]
+    return np.sort(validation if split == "validation" else np.setdiff1d(rest, validation, assume_unique=True))
 
 
 def block_lengths(rows: int, blocks: np.ndarray) -> np.ndarray:

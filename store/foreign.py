@@ -126,6 +126,7 @@ class ForeignStore(Store):
             "note": self.note,
             "status": self.status,
             "rows": self.rows,
+            "splits": self.splits(),
             "sites": [site.info() for site in self.sites.values()],
             **{key: self.attributes.get(key) for key in ("model", "dataset", "context")},
             "chunks": self.chunks,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -145,7 +145,8 @@ class Store:
         (`batch.to(torch.float32)`; `.clone()` for a float32 store, where `.to` makes no copy).
 
         Args:
-            split: "held_out": a fixed twentieth of the blocks (at most 65,536 rows), "train": the others, "all": both.
+            split: "held_out": a fixed twentieth of the blocks (at most 65,536 rows); "validation": a fixed fortieth (at most 16,384 rows;
+                none of a store of fewer than 8 blocks), to choose settings by; "train": the others; "all": every row.
             start: batches to skip without reading them.
             shuffle: False gives the order of the store.
             drop_last: leave out a last batch that is not full.
@@ -248,8 +249,12 @@ class Store:
         ).n_batches
 
     def split_rows(self, split: Split) -> int:
-        """Rows in a split over all ranks; 0 held out when the store is a single block."""
+        """Rows in a split over all ranks; 0 held out when the store is a single block, 0 for validation when it has fewer than eight."""
         return split_rows(self.rows, split)
+
+    def splits(self) -> dict[str, int]:
+        """Rows of each split; together they are all rows."""
+        return {split: self.split_rows(split) for split in get_args(Split) if split != "all"}
 
     def info(self) -> dict[str, Any]:
         """What `splinterp info --json` prints."""
@@ -258,6 +263,7 @@ class Store:
             "path": str(self.path),
             "status": self.status,
             "rows": self.rows,
+            "splits": self.splits(),
             "sites": [site.info() for site in self.sites.values()],
             **{key: self.attributes.get(key) for key in ("model", "dataset", "context")},
             "chunks": self.chunks,

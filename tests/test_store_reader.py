@@ -1,4 +1,4 @@
-"""Reading: every row exactly once an epoch over all ranks, the held-out rows never, the same for the same seed."""
+"""Reading: every row exactly once an epoch over all ranks, the held-out and validation rows never, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -42,7 +43,7 @@ def test_plans_cover_every_row_once(data):
     seed, epoch = data.draw(st.integers(0, 9)), data.draw(st.integers(0, 9))
     shuffle = data.draw(st.booleans())
     seen = []
-    for split in ("train", "held_out"):
+    for split in ("train", "validation", "held_out"):
         for rank in range(world):
             plan = plan_epoch(rows, batch_size, seed=seed, epoch=epoch, split=split, rank=rank, world=world, shuffle=shuffle)
             for batch in range(plan.n_batches):
@@ -53,24 +54,41 @@ def test_plans_cover_every_row_once(data):
     assert sorted(seen) == list(range(rows))
 
 
+@given(rows=st.integers(1, 3_000_000))
+def test_a_fortieth_is_for_validation_of_whole_blocks_and_capped(rows):
+    blocks = -(-rows // BLOCK)
+    validation, rest = split_blocks(rows, "validation"), (split_blocks(rows, "train"), split_blocks(rows, "held_out"))
+    assert len(validation) == (0 if blocks < 8 else max(1, min(blocks // 40, 64)))
+    assert split_rows(rows, "validation") == BLOCK * len(validation)  # none of them is the store's last, short one
+    assert sorted(i for part in (validation, *rest) for i in part) == list(range(blocks))
+
+
+def test_held_out_rows_are_those_of_stores_before_there_were_validation_rows():
+    """Figures of runs on one store stay comparable."""
+    order = np.random.default_rng([20240607, 100]).permutation(100)
+    assert split_blocks(100 * BLOCK, "held_out").tolist() == sorted(order[:5])
+
+
 def test_held_out_is_a_twentieth_and_capped():
     assert split_rows(100, "held_out") == 0
     assert split_rows(100, "train") == 100
     assert split_rows(2 * BLOCK, "held_out") == BLOCK
     assert len(split_blocks(100 * BLOCK, "held_out")) == 5
     assert split_rows(10**8, "held_out") <= 65536
-    assert split_rows(10**8, "held_out") + split_rows(10**8, "train") == 10**8
-    with pytest.raises(StoreError, match="train, held_out, all"):
+    assert sum(split_rows(10**8, split) for split in ("train", "validation", "held_out")) == 10**8
+    with pytest.raises(StoreError, match="train, validation, held_out, all"):
         split_rows(10, "test")  # pyright: ignore[reportArgumentType]
 
 
-def test_an_epoch_over_all_ranks_is_every_train_row_once_and_held_out_never(big):
+def test_an_epoch_over_all_ranks_is_every_train_row_once_and_no_other(big):
     held = numbers(big.batches(None, 777, split="held_out"))
+    validation = numbers(big.batches(None, 777, split="validation"))
     for epoch in range(2):
         train = [i for rank in range(3) for i in numbers(big.batches(SITE, 777, rank=rank, world=3, epoch=epoch))]
-        assert sorted(train + held) == list(range(20_100))
+        assert sorted(train + validation + held) == list(range(20_100))
         assert len(train) == big.split_rows("train")
     assert len(held) == big.split_rows("held_out")
+    assert len(validation) == big.split_rows("validation") == big.info()["splits"]["validation"] > 0
     assert numbers(big.batches(None, 5, split="held_out", shuffle=False)) == numbers(
         big.batches(None, 900, split="held_out", shuffle=False, seed=3)
     )

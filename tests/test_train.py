@@ -65,6 +65,8 @@ def test_a_run_learns_and_leaves_what_it_says(store, tmp_path, method, activatio
     loaded = load_sae(tmp_path / "run")
     again = evaluate_rows(loaded, raw_rows(store, SITE, CPU, "held_out"))
     assert again["fvu"] == pytest.approx(result.summary["fvu"], rel=1e-3)
+    validation = evaluate_rows(loaded, raw_rows(store, SITE, CPU, "validation"))
+    assert result.summary["validation"] == {name: pytest.approx(validation[name], rel=1e-3) for name in ("fvu", "l0", "n_rows")}
     assert loaded.config.metadata["hook_name"] == SITE
     assert loaded.config.metadata["model_name"] == "made up"
     described = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -314,19 +316,20 @@ def test_k_comes_down_to_its_value(store, tmp_path):
     assert load_sae(tmp_path / "run").config.k == K
 
 
-def test_every_training_row_is_seen_and_no_held_out_row(store):
+def test_every_training_row_is_seen_and_no_other(store):
     rows = Rows.of(store, SITE, CPU)
     train_rows = torch.cat(list(rows.training(256, store.split_rows("train"), seed=3)))
     expected = torch.cat(list(rows.once("train", 1000)))
     held = torch.cat(list(rows.once("held_out", 1000)))
+    validation = torch.cat(list(rows.once("validation", 1000)))
 
     def multiset(x):
         return sorted(map(bytes, x.numpy()))
 
     assert multiset(train_rows) == multiset(expected)
-    assert not set(multiset(train_rows)) & set(multiset(held))
-    assert len(held) >= 256
-    both = torch.cat([expected, held])
+    assert not set(multiset(train_rows)) & (set(multiset(held)) | set(multiset(validation)))
+    assert min(len(held), len(validation)) >= 256
+    both = torch.cat([expected, validation, held])
     assert both.mean(0).abs().max() < 1e-3
     assert float(both.square().mean()) == pytest.approx(1, rel=1e-3)
 

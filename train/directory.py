@@ -40,6 +40,7 @@ def describe(store: Store, site: str, config: TrainConfig, device: torch.device)
         "site": site,
         "store_rows": store.rows,
         "training_rows": store.split_rows("train"),
+        "validation_rows": store.split_rows("validation"),
         "held_out_rows": store.split_rows("held_out"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "precision": rounding(config.precision, device),
@@ -146,7 +147,7 @@ def _compared(told: Mapping[str, Any]) -> dict[str, Any]:
     settings = {
         name: value for name, value in told.get("settings", {}).items() if name != "memory"
     }  # what it decides, the checkpoint tells
-    return {**settings, **{name: told.get(name) for name in ("site", "store_fingerprint")}}
+    return {**settings, **{name: told.get(name) for name in ("site", "store_fingerprint", "training_rows")}}
 
 
 def timestamp() -> str:

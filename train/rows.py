@@ -57,7 +57,7 @@ class Rows:
             yield self.normalise(x)
 
     def once(self, split: Split, batch_size: int) -> Iterator[Tensor]:
-        """Every row of a split ("train" or "held_out") once, in the store's order, in normalised batches."""
+        """Every row of a split ("train", "validation" or "held_out") once, in the store's order, in normalised batches."""
         for x in self.store.batches(self.site, batch_size, split=split, shuffle=False, device=self.device):
             yield self.normalise(x)
 

@@ -20,6 +20,7 @@ from ..evaluate.metrics import evaluate_rows
 from ..quantities import format_bytes
 from ..sae import SAE, save_sae
 from ..store import Store
+from ..store.batches import Split
 from ..store.files import Lock, temporary
 from .adam import AdamBaseline
 from .budget import codes_bytes, gram_bytes, memory_budget, solves_by_cg
@@ -168,6 +169,7 @@ class Run:
                 sae, solved = found
                 seconds["last_solve"] = time.monotonic() - started
                 figures = self._evaluate(sae)
+            validation = self._validation(sae)
         summary = {
             **figures,
             "encoder": "native",
@@ -177,6 +179,7 @@ class Run:
             "rows_per_second": position.rows / max(position.seconds, 1e-9),
             "dead_in_training": position.dead,
             "seconds": seconds,
+            "validation": validation,
             "last_solve": asdict(solved) if solved else None,
             "before_last_solve": before,
         }
@@ -217,9 +220,16 @@ class Run:
         lock = Lock(self.out)
         self._held.callback(lock.release, remove=True)
 
-    def _evaluate(self, sae: SAE) -> dict[str, float | int]:
-        """Figures, in the store's units, of an SAE of normalised rows on all held-out rows."""
-        raw = raw_rows(self.rows.store, self.rows.site, self.rows.device, "held_out")
+    def _validation(self, sae: SAE) -> dict[str, float | int] | None:
+        """Figures to choose settings by: of rows that are neither trained on nor reported. None where the store has none."""
+        if not self.rows.store.split_rows("validation"):
+            return None
+        figures = self._evaluate(sae, "validation")
+        return {name: figures[name] for name in ("fvu", "l0", "n_rows")}
+
+    def _evaluate(self, sae: SAE, split: Split = "held_out") -> dict[str, float | int]:
+        """Figures, in the store's units, of an SAE of normalised rows on all rows of a split."""
+        raw = raw_rows(self.rows.store, self.rows.site, self.rows.device, split)
         return evaluate_rows(sae.fold_normalisation(self.rows.mean, self.rows.scale), raw, self.rows.mean)
 
     def _last_solve(self, sae: SAE, progress: Progress | None, stage: str) -> tuple[SAE, LastSolve] | None:
