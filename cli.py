@@ -401,7 +401,7 @@ def train(
     ridge: Annotated[
         str,
         typer.Option(
-            help="Ridge of the last solve, and pull towards the present decoder in those before, relative to the codes' mean variance: auto (by validation; 0.1 in training), or a number."
+            help="Pull towards the present decoder in every solve, relative to the codes' mean variance: auto (0.1 in training; in the last solve chosen on validation rows), or a number."
         ),
     ] = "auto",
     decoder_steps: Annotated[
@@ -571,7 +571,10 @@ def refit(
     site: SiteOption = None,
     out: Annotated[Path | None, typer.Option(help="The directory to write. \\[default: runs/<store>-refit-<date>]")] = None,
     ridge: Annotated[
-        str, typer.Option(help="Relative to the codes' mean variance: auto (chosen on rows set apart), or a number.")
+        str,
+        typer.Option(
+            help="Pull towards the present decoder, relative to the codes' mean variance: auto (chosen on validation rows), or a number."
+        ),
     ] = "auto",
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="That the solve may take. \\[default: half of the machine's]")

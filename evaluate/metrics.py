@@ -60,6 +60,30 @@ class Metrics:
         }
 
 
+@torch.no_grad()
+def paired_gain(before: SAE, after: SAE, batches: Iterable[Tensor]) -> tuple[float, float]:
+    """How much lower ‖x − x̂‖² is after than before, over rows x [N, d_in]: its mean, and the standard error of that mean.
+
+    The same rows are harder or easier for both SAEs, so that their difference, row by row, scatters much less than either.
+
+    Raises:
+        SplinterpError: there are fewer than two rows.
+    """
+    n, total, squared = 0, 0.0, 0.0
+    for x in batches:
+        gain = _squared_errors(before, x) - _squared_errors(after, x)
+        n, total, squared = n + len(x), total + float(gain.sum()), squared + float(gain.square().sum())
+    if n < 2:
+        raise SplinterpError("There are too few rows to compare two SAEs on.")
+    mean = total / n
+    return mean, max(0.0, (squared / n - mean**2) / (n - 1)) ** 0.5
+
+
+def _squared_errors(sae: SAE, x: Tensor) -> Tensor:
+    """‖x − x̂‖² of each row, float64 [N]."""
+    return sae.decode(sae.encode(x)).sub_(x).double().square_().sum(1)
+
+
 def evaluate_rows(sae: SAE, batches: Iterable[Tensor], shift: Tensor | None = None) -> dict[str, float | int]:
     """The figures of `Metrics` over all batches [N, d_in] (float32, on the SAE's device).
 

@@ -157,8 +157,9 @@ def print_refit(console: Console, out: Path, s: dict[str, Any]) -> None:
     before, solved = s["before_refit"]["fvu"], s["solved"]["fvu"]
     came = f"FVU on {s['n_rows']:,} held-out rows: {before:.4f} -> {solved:.4f} ({solved / before - 1:+.1%})"
     kept = "; the decoder stays as it was" if s["kept"] else ""
+    ridge = "without end" if s["last_solve"]["ridge"] is None else f"{s['last_solve']['ridge']:g}"
     console.print(
-        f"{came}{kept}; ridge {s['last_solve']['ridge']:g}, {format_seconds(s['seconds'])} -> {out}",
+        f"{came}{kept}; ridge {ridge}, {format_seconds(s['seconds'])} -> {out}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 

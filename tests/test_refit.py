@@ -27,14 +27,14 @@ def store(tmp_path_factory):
         return writer.finish()
 
 
-def random_sae(architecture, **conventions) -> SAE:
+def random_sae(architecture, d_sae=D_SAE, k=K, **conventions) -> SAE:
     generator = torch.Generator().manual_seed(1)
     config = SAEConfig(
-        architecture, D_IN, D_SAE, K if "topk" in architecture else None, metadata={"hook_name": SITE}, **conventions
+        architecture, D_IN, d_sae, k if "topk" in architecture else None, metadata={"hook_name": SITE}, **conventions
     )
-    W_dec = torch.randn(D_SAE, D_IN, generator=generator) / 4
-    threshold = torch.rand(D_SAE, generator=generator) if architecture == "jumprelu" else None
-    return SAE(config, W_dec.T.clone(), torch.zeros(D_SAE), W_dec, torch.full((D_IN,), 5.0), threshold)
+    W_dec = torch.randn(d_sae, D_IN, generator=generator) / 4
+    threshold = torch.rand(d_sae, generator=generator) if architecture == "jumprelu" else None
+    return SAE(config, W_dec.T.clone(), torch.zeros(d_sae), W_dec, torch.full((D_IN,), 5.0), threshold)
 
 
 @pytest.mark.parametrize(
@@ -85,12 +85,35 @@ def test_without_a_gram_matrix_it_comes_to_the_same(store, tmp_path):
 
 
 def test_a_decoder_that_would_be_worse_is_not_taken(store, tmp_path):
-    """A ridge that shrinks everything stands for what fits noise."""
-    sae = refit(random_sae("topk"), "random", store, SITE, tmp_path / "best", ridge=0.0).sae
-    result = refit(sae, "best", store, SITE, tmp_path / "worse", ridge=100.0)
+    """Hardly more rows than latents, and an SAE that has seen others: the solved one fits noise."""
+    sae = refit(random_sae("topk", d_sae=1500, k=60), "random", store, SITE, tmp_path / "best", ridge=0.1).sae
+    stores.subset(store.path, tmp_path / "few.zarr", rows=2100)
+    few = stores.open(tmp_path / "few.zarr")
+    assert abs(few.split_rows("train") - 1500) < 100
+    result = refit(sae, "best", few, SITE, tmp_path / "worse", ridge=1e-9)
     assert result.summary["kept"]
     assert result.summary["solved"]["fvu"] > result.summary["fvu"] == result.summary["before_refit"]["fvu"]
     assert torch.equal(load_sae(tmp_path / "worse").W_dec, sae.W_dec)
+    by = result.summary["decided_by"]
+    assert by["split"] == "validation"
+    assert by["gain"] < 0 < by["standard_error"]
+
+
+def test_what_is_within_noise_is_no_reason_to_change(store, tmp_path):
+    """The same decoder twice, once from the same rows again, gains nothing that its standard error does not cover."""
+    sae = refit(random_sae("topk"), "random", store, SITE, tmp_path / "once", ridge=0.0).sae
+    again = refit(sae, "once", store, SITE, tmp_path / "twice", ridge=1e-6)
+    assert again.summary["kept"]
+
+
+def test_a_store_without_validation_rows_is_judged_by_held_out_ones(store, tmp_path):
+    stores.subset(store.path, tmp_path / "few.zarr", rows=1500)
+    few = stores.open(tmp_path / "few.zarr")
+    assert few.split_rows("validation") == 0
+    summary = refit(random_sae("topk"), "random", few, SITE, tmp_path / "out").summary
+    assert summary["decided_by"]["split"] == "held_out"
+    assert not summary["kept"]
+    assert "present" not in summary["last_solve"]["validation_fvu"]
 
 
 def test_nobody_elses_directory_is_touched(store, tmp_path):

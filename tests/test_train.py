@@ -98,22 +98,56 @@ def test_the_last_solve_helps_and_says_what_it_did(store, tmp_path):
     summary = run(store, tmp_path, config("adam", rows=20_000)).summary
     assert summary["fvu"] < summary["before_last_solve"]["fvu"]
     assert summary["last_solve"]["rows"] == store.split_rows("train")
-    tried = {float(ridge): fvu for ridge, fvu in summary["last_solve"]["validation_fvu"].items()}
-    assert summary["last_solve"]["ridge"] == min(tried, key=tried.get)
+    tried = summary["last_solve"]["validation_fvu"]
+    assert f"{summary['last_solve']['ridge']:g}" == min(tried, key=tried.get)
+    assert summary["validation"]["fvu"] == pytest.approx(min(tried.values()), rel=1e-4)  # exact, from the sums alone
+    assert summary["validation"]["fvu"] < tried["present"]
+    assert summary["last_solve"]["validation_rows"] == store.split_rows("validation")
 
 
-def test_the_ridge_is_chosen_by_rows_it_was_not_fitted_on():
+@pytest.mark.parametrize("apart", [True, False])
+def test_the_ridge_is_chosen_by_rows_it_was_not_fitted_on(apart):
     """With hardly more rows than latents the smallest ridge fits best and predicts worst."""
     sae = PAM(D_IN, config(k=40), CPU).weights.sae()
     x = (sparse_rows(130) - 20) / 5
     batches = list(x.split(10))
-    solved, what = last_solve(sae, batches, Penalties())
+    validation = None if apart else [(sparse_rows(500, seed=6) - 20) / 5]
+    solved, what = last_solve(sae, batches, Penalties(), validation=validation)
     assert what.ridge > 1e-6
+    assert what.validation_rows == (13 if apart else 500)
     assert what.warning is not None
     assert "130 training rows for 96 latents" in what.warning
     bare, _ = last_solve(sae, batches, Penalties(), ridge=1e-6)
     test = (sparse_rows(2000, seed=5) - 20) / 5
     assert evaluate_rows(solved, [test])["fvu"] < evaluate_rows(bare, [test])["fvu"]
+
+
+def few_rows_for_a_good_decoder():
+    """An SAE whose decoder is that of very many rows, hardly more rows than latents, and rows of which neither knows."""
+    sae = PAM(D_IN, config(k=40), CPU).weights.sae()
+    best, _ = last_solve(sae, [(sparse_rows(20_000, seed=1) - 20) / 5], Penalties(), ridge=0.0)
+    return best, *([(sparse_rows(n, seed=n) - 20) / 5] for n in (110, 400))
+
+
+def test_a_decoder_that_no_ridge_makes_better_stays():
+    sae, few, validation = few_rows_for_a_good_decoder()
+    same, what = last_solve(sae, few, Penalties(), validation=validation)
+    assert (what.ridge, what.how) == (None, "kept")
+    assert torch.equal(same.W_dec, sae.W_dec)
+    assert list(what.validation_fvu) == ["present", "10", "1"]  # two in a row that are worse: no others are tried
+    assert "none validated better than the present decoder" in what.warning
+    _, what = last_solve(sae, few, Penalties(alpha=1e-6), validation=validation)
+    assert "present" not in what.validation_fvu  # which knows nothing of the penalty
+    assert what.ridge == 10
+
+
+def test_the_ridge_pulls_towards_the_present_decoder():
+    sae, few, _ = few_rows_for_a_good_decoder()
+    distances = [
+        float((last_solve(sae, few, Penalties(), ridge=ridge)[0].W_dec - sae.W_dec).norm()) for ridge in (1e-3, 1e-1, 10, 1e6)
+    ]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] < 1e-4 * sae.W_dec.norm()
 
 
 def test_a_latent_without_codes_keeps_its_decoder_row():

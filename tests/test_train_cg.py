@@ -114,14 +114,15 @@ def test_the_window_is_its_last_rows_in_the_present_gauge():
     assert apart(window.moments().product(V), expected.product(V)) <= 1e-12
 
 
+@pytest.mark.parametrize("with_validation", [True, False])
 @pytest.mark.parametrize("ridge", [None, 1e-3])
 @pytest.mark.parametrize("memory", [10**9, 9000])
-def test_the_last_solve_without_a_gram_matrix_is_the_one_with_it(tmp_path, ridge, memory):
+def test_the_last_solve_without_a_gram_matrix_is_the_one_with_it(tmp_path, ridge, memory, with_validation):
     sae = PAM(D_IN, replace(CONFIG, memory=None), CPU).weights.sae()
     batches = list((some_rows(4000)[0] - 3).split(256))
-    penalties = Penalties(beta=3.0, nu=2.0)
-    _, chosen = last_solve(sae, batches, penalties, ridge)
-    ours, told = last_solve(sae, batches, penalties, ridge, None, WithoutGram(memory, tmp_path))
+    penalties, validation = Penalties(beta=3.0, nu=2.0), [some_rows(700, seed=9)[0] - 3] if with_validation else None
+    _, chosen = last_solve(sae, batches, penalties, ridge, validation=validation)
+    ours, told = last_solve(sae, batches, penalties, ridge, None, WithoutGram(memory, tmp_path), validation=validation)
     assert (told.how, told.rows) == ("cg", chosen.rows)
     assert told.iterations
     assert told.residual is not None

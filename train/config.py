@@ -43,7 +43,8 @@ class TrainConfig:
         mu_enc, nu_enc: pull of W_enc and b_enc towards their values before the M steps.
         decoder_steps: pam only: whether the decoder takes gradient steps too, between solves.
         alpha, beta, mu_dec, nu_dec: the decoder's penalties of Theorem C.1; anchors are the decoder's current values.
-        ridge: relative ridge, in units of the centred Gram matrix's mean diagonal; None: chosen on validation rows in the last solve.
+        ridge: relative ridge towards the present decoder, in units of the centred Gram matrix's mean diagonal; None: chosen on validation
+            rows in the last solve.
         solve_every: steps between two solves; None: chosen from their cost.
         memory_rows: how many rows the statistics remember (an exponential window); None: chosen from d_sae.
         last_solve: whether the finished encoder's decoder is solved once more over all training rows.

@@ -1,9 +1,9 @@
-"""The last solve: the optimal decoder of a finished encoder, over all training rows, in float64, with a ridge chosen by validation."""
+"""The last solve: the optimal decoder of a finished encoder, over all training rows, in float64, with a ridge chosen on validation rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,10 +18,16 @@ from .group import ALONE, Group
 from .kept_codes import CodeCache, KeptCodes
 from .moments import mean_diagonal
 
-# Relative ridges that are tried (`--ridge auto`), in units of the Gram matrix's mean diagonal.
-RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
-# One row in this many of every batch is kept apart while choosing the ridge, then joins the rest.
+# Relative ridges that are tried (`--ridge auto`), in units of the Gram matrix's mean diagonal, the strongest first.
+RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
+# After so many in a row that validate worse than the best, weaker ones are not tried: the error falls, and rises once they fit noise.
+WORSE_ENOUGH = 2
+# Where there are no rows to choose by.
+DEFAULT_RIDGE = 1e-3
+# Where there are no validation rows, one row in this many of every batch is kept apart while choosing, then joins the rest.
 VALIDATION_ONE_IN = 10
+# The name, among the ridges tried, of one without end: the present decoder.
+PRESENT = "present"
 # Fewer rows than this many times the latents: the ridge decides (double descent at rows ≈ latents).
 FEW_ROWS = 4
 # Relative residuals at which conjugate gradients end, and their most iterations: for the decoder, and for a ridge that is only tried.
@@ -30,13 +36,21 @@ EXACT, TRIED = (1e-7, 300), (1e-4, 100)
 
 @dataclass(frozen=True)
 class LastSolve:
-    """What the last solve did: the relative ridge and its validation FVU if it was chosen, how the system was solved, rows, a warning, and
-    of conjugate gradients the iterations and the largest relative residual of a column."""
+    """What the last solve did.
 
-    ridge: float
-    validation_fvu: dict[float, float]
+    Attributes:
+        ridge: relative; None: none validated better than the present decoder, which stays.
+        validation_fvu: of every ridge that was tried, by its name ("0.01", "present"); empty where it was given.
+        how: see `Decoder.how`; "kept" where the present decoder stays.
+        rows: that were solved over. validation_rows: that it was chosen by.
+        iterations, residual: of conjugate gradients, the latter the largest relative one of a column.
+    """
+
+    ridge: float | None
+    validation_fvu: dict[str, float]
     how: str
     rows: int
+    validation_rows: int
     warning: str | None
     iterations: int | None = None
     residual: float | None = None
@@ -60,30 +74,42 @@ def last_solve(
     progress: Callable[[int], None] | None = None,
     without_gram: WithoutGram | None = None,
     group: Group = ALONE,
+    validation: Iterable[Tensor] | None = None,
 ) -> tuple[SAE, LastSolve] | None:
     """The SAE with the decoder of Theorem C.1 for its own codes, over every row of `batches` [N, d_in] once.
 
     Each rank of `group` gives batches of its own; the sums are those of all. Only the first solves and has the result, the others None.
 
+    The ridge pulls towards the SAE's present decoder: where the rows say little (a latent that fires on few of them), what training found
+    is worth more than zero. Without α and β, which the present decoder knows nothing of, that decoder itself is among those tried on
+    validation rows: a solve that only fits noise is not taken.
+
     Args:
         penalties: α, β, μ, ν as sums over the rows; the anchors are the SAE's present decoder.
-        ridge: relative ridge, added to α in units of the centred Gram matrix's mean diagonal; None: chosen among RIDGES by the exact loss
-            on one row in ten, which are left out for that and join the statistics afterwards.
+        ridge: relative ridge, added to μ in units of the centred Gram matrix's mean diagonal; None: chosen among RIDGES by the exact loss
+            on `validation`.
         progress: told the number of rows of each batch.
         without_gram: no Gram matrix is made; the SAE's codes must be sparse. The rows are read once all the same.
+        validation: batches of other rows, which the SAE was not trained on; read only where the ridge is to be chosen. None (of every
+            rank): one row in ten of `batches` is left out while choosing, and joins the statistics afterwards. The SAE may know those by
+            heart, so the present decoder is not tried on them.
 
     Raises:
         SplinterpError: there are no rows, or the disk has no room for the codes.
     """
     sae = sae.plain()
     parts = _parts(sae, 2 if ridge is None else 1, without_gram, group)
+    one_in = VALIDATION_ONE_IN if ridge is None and validation is None else 0
     for x in batches:
-        apart = len(x) // VALIDATION_ONE_IN if ridge is None else 0
+        apart = len(x) // one_in if one_in else 0
         for part, some in zip(parts, (x[apart:], x[:apart]), strict=False):  # nothing is set apart where the ridge is given
             if len(some):
                 _add(part, some, sae)
         if progress:
             progress(len(x))
+    if ridge is None:
+        for x in validation or ():
+            _add(parts[1], x, sae)
     for part in parts:
         if isinstance(part, Statistics):
             part.sum_to_first(group)
@@ -91,49 +117,77 @@ def last_solve(
             part.sum_over_ranks()
     if without_gram is None and not group.first:
         return None  # without a Gram matrix each rank's codes are needed for the products
-    whole, validation = parts[0], parts[-1]  # the whole once the validation rows have joined
+    whole = parts[0]
 
-    def solve(statistics: Statistics | KeptCodes, relative: float, start: Tensor, accuracy: tuple[float, int]) -> Decoder:
-        alpha = penalties.alpha + relative * mean_diagonal(statistics)
-        p = Penalties(alpha, penalties.beta, penalties.mu, penalties.nu)
-        if isinstance(statistics, Statistics):
-            return solve_decoder(statistics, p, W0=sae.W_dec, b0=sae.b_dec)
+    def solve(relative: float, start: Tensor, accuracy: tuple[float, int]) -> Decoder:
+        p = replace(penalties, mu=penalties.mu + relative * mean_diagonal(whole))
+        if isinstance(whole, Statistics):
+            return solve_decoder(whole, p, W0=sae.W_dec, b0=sae.b_dec)
         tolerance, most = accuracy
-        return solve_by_cg(statistics, p, sae.W_dec, sae.b_dec, start=start, tolerance=tolerance, most=most)
+        return solve_by_cg(whole, p, sae.W_dec, sae.b_dec, start=start, tolerance=tolerance, most=most)
 
-    tried: dict[float, float] = {}
-    start = sae.W_dec
-    if ridge is None and validation.rows and validation.variance() > 0:
-        for relative in reversed(RIDGES):  # the easiest system first: each solution is where the next one begins
-            decoder = solve(whole, relative, start, TRIED)
-            start = decoder.W_dec
-            tried[relative] = validation.loss(decoder.W_dec, decoder.b_dec) / validation.variance()
-        tried = {relative: tried[relative] for relative in RIDGES}
-    chosen = min(tried, key=lambda r: tried[r]) if tried else (1e-3 if ridge is None else ridge)
-    if validation is not whole:
-        whole.absorb(validation)  # type: ignore[arg-type]  # both are of one kind
+    tried: dict[str, float] = {}
+    chosen: float | None = DEFAULT_RIDGE if ridge is None else ridge
+    decoder, exact = _present(sae), False
+    if ridge is None and parts[1].rows and parts[1].variance() > 0:
+        with_present = validation is not None and not (penalties.alpha or penalties.beta)
+        chosen, decoder, tried = _choose(sae, parts[1], solve, with_present)
+        exact = isinstance(whole, Statistics) and not one_in
+    n_validation = round(parts[-1].rows) if tried else 0
+    if one_in:
+        whole.absorb(parts[1])  # type: ignore[arg-type]  # both are of one kind
     if whole.rows == 0:
         raise SplinterpError("There are no training rows for the last solve.")
-    decoder = solve(whole, chosen, start, EXACT)
+    if chosen is not None and not exact:
+        decoder = solve(chosen, decoder.W_dec, EXACT)
     if not group.first:
         return None
     fired = whole.diagonal > 0  # a latent without codes has no least-squares row: it keeps its own
     W_dec = torch.where(fired[:, None], decoder.W_dec, sae.W_dec.double())
-    n, d = round(whole.rows), sae.config.d_sae
-    warning = None
+    n = round(whole.rows)
+    return sae.with_decoder(W_dec, decoder.b_dec), LastSolve(
+        chosen, tried, decoder.how, n, n_validation, _warning(n, sae.config.d_sae, chosen, decoder), decoder.iterations,
+        decoder.residual,
+    )  # fmt: skip
+
+
+def _choose(
+    sae: SAE, rows: Statistics | KeptCodes, solve: Callable[[float, Tensor, tuple[float, int]], Decoder], with_present: bool
+) -> tuple[float | None, Decoder, dict[str, float]]:
+    """The ridge whose decoder has the lowest FVU on `rows` (None: the present one), that decoder, and the FVU of each by its name."""
+    total = rows.variance()
+    chosen: float | None = None
+    last = best = _present(sae)
+    tried = {PRESENT: rows.loss(best.W_dec, best.b_dec) / total} if with_present else {}
+    for relative in RIDGES:  # the easiest system first: each solution is where the next one begins
+        last = solve(relative, last.W_dec, TRIED)
+        fvu = rows.loss(last.W_dec, last.b_dec) / total
+        if not tried or fvu < min(tried.values()):
+            chosen, best = relative, last
+        tried[f"{relative:g}"] = fvu
+        if min(list(tried.values())[-WORSE_ENOUGH:]) > min(tried.values()):
+            break
+    return chosen, best, tried
+
+
+def _present(sae: SAE) -> Decoder:
+    return Decoder(sae.W_dec.double(), sae.b_dec.double(), "kept", 0.0)
+
+
+def _warning(n: int, d: int, ridge: float | None, decoder: Decoder) -> str | None:
+    """What is to be said of a solve over n rows for d latents."""
+    told = []
     if n < FEW_ROWS * d:
-        warning = (
+        came = "none validated better than the present decoder, which stays" if ridge is None else f"it is {ridge:g} here"
+        told.append(
             f"{n:,} training rows for {d:,} latents: with fewer than {FEW_ROWS} rows a latent the ridge decides the decoder's quality "
-            f"(it is {chosen:g} here); harvest more rows or use fewer latents."
+            f"({came}); harvest more rows or use fewer latents."
         )
     if decoder.residual is not None and decoder.residual > EXACT[0]:
-        unfinished = (
-            f"conjugate gradients ended after {decoder.iterations} iterations at a relative residual of {decoder.residual:.1e}."
+        told.append(
+            f"Conjugate gradients ended after {decoder.iterations} iterations at a relative residual of {decoder.residual:.1e}."
         )
-        warning = f"{warning} Also, {unfinished}" if warning else unfinished[0].upper() + unfinished[1:]
-    return sae.with_decoder(W_dec, decoder.b_dec), LastSolve(
-        chosen, tried, decoder.how, n, warning, decoder.iterations, decoder.residual
-    )
+    return " ".join(told) or None
 
 
 def _parts(sae: SAE, number: int, without_gram: WithoutGram | None, group: Group) -> list[Statistics] | list[KeptCodes]:

@@ -247,7 +247,8 @@ class Run:
         if solves_by_cg(c, device):
             directory = self.out if self.out.is_dir() else Path(gettempdir())  # on another rank's machine there may be none
             without_gram = WithoutGram(codes_bytes(c, len(self.rows.mean), device), directory)
-        return last_solve(sae, self.rows.dealt("train", 4096), penalties, c.ridge, tell, without_gram, group)
+        validation = self.rows.dealt("validation", 4096) if self.rows.store.split_rows("validation") else None
+        return last_solve(sae, self.rows.dealt("train", 4096), penalties, c.ridge, tell, without_gram, group, validation)
 
 
 def _load(into: PAM | AdamBaseline | Weights, state: State, path: Path) -> None:
