@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from ..options import quantity
 from ..quantities import parse_bytes
+
+N = TypeVar("N", int, float)
 
 bench = typer.Typer(name="bench", no_args_is_help=True, help="Measure on this machine what our figures rest on.")
 
@@ -117,6 +119,90 @@ def train(
     with _bar(config.steps) as step:
         result = run(config, step)
     print(json.dumps(result) if as_json else table(result))
+
+
+@bench.command()
+def quality(
+    store: Annotated[
+        list[str], typer.Option(metavar="STORE", help="May be repeated. MNIST: `splinterp import` its IDX files first.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the cells, a line each (what is there is not trained again), the tables and the plots."),
+    ] = Path("quality"),
+    site: Annotated[str | None, typer.Option(help="Of stores that have several.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="pam, adam, saelens (its own TopK trainer) or another contender of bench/contenders.py; +refit behind it for the same with "
+            "an optimal decoder. May be repeated. \\[default: pam, adam, adam+refit, saelens, saelens+refit]"
+        ),
+    ] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(help="To train on in one pass: 60k, or all; may be repeated. \\[default: all, unless there is --share]"),
+    ] = None,
+    share: Annotated[
+        str | None, typer.Option(metavar="SHARES", help="Of the rows, to train on in several epochs: 0.01,0.05,0.25.")
+    ] = None,
+    share_of: Annotated[
+        int | None, typer.Option(parser=quantity, help="That --share is of. \\[default: the store's training rows]")
+    ] = None,
+    epochs: Annotated[
+        str, typer.Option(help="Of --share: auto (about 2,000 steps), or numbers such as 10,30,100, tuned like the rate.")
+    ] = "auto",
+    seeds: Annotated[str, typer.Option(help="With commas; the first tunes the rates.")] = "0,1,2",
+    rates: Annotated[
+        str, typer.Option(help="The grid, as factors of the automatic rate; it grows while the best rate lies at an end.")
+    ] = "0.25,0.5,1,2",
+    fractions: Annotated[
+        str | None,
+        typer.Option(help="Of --rows, on which our methods are trained too, to see after how many they are level: 0.5,0.7."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(parser=quantity, help="Rows a step. \\[default: as train chooses for so many rows]")
+    ] = None,
+    latents: Annotated[int | None, typer.Option(parser=quantity, help="Of the SAEs; instead of --expansion.")] = None,
+    expansion: Annotated[int, typer.Option(help="Latents per dimension.")] = 8,
+    k: Annotated[int, typer.Option(help="Latents kept a row.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+) -> None:
+    """Held-out FVU of PAM-SGD, Adam and SAELens's trainer (where installed), each at its best rate, over seeds and data sizes."""
+    from ..progress import Bar, shown
+    from .quality import QualityBench, run
+    from .quality_report import draw, tables
+
+    config = QualityBench(
+        stores=tuple(store), out=out, site=site, rows=tuple(None if n == "all" else quantity(n) for n in rows or ()),
+        shares=_numbers(share, float, "--share"), share_of=share_of, seeds=_numbers(seeds, int, "--seeds"),
+        epochs=() if epochs == "auto" else _numbers(epochs, int, "--epochs"), factors=_numbers(rates, float, "--rates"),
+        fractions=_numbers(fractions, float, "--fractions"), batch_size=batch_size, latents=latents, expansion=expansion, k=k, device=device,
+        **({"methods": tuple(method)} if method else {}),
+    )  # fmt: skip
+    results = []
+    with Bar("quality", None) as bar:
+        for result in run(
+            config,
+            bar.tell,
+            lambda done, expected, cell, figures: bar.update(round(done), shown(figures), cell, round(expected)),
+        ):
+            results.append(result)
+            if not as_json:
+                print(tables(result), end="\n\n", flush=True)
+            (out / "tables.md").write_text("\n\n".join(map(tables, results)) + "\n", encoding="utf-8")
+            drawn = draw(results, out)
+    if as_json:
+        print(json.dumps({"results": results}))
+    else:
+        print(f"Plots: {', '.join(map(str, drawn))}.")
+
+
+def _numbers(text: str | None, parse: Callable[[str], N], option: str) -> tuple[N, ...]:
+    try:
+        return tuple(parse(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not a list of numbers with commas between them.", param_hint=option) from None
 
 
 @contextmanager

@@ -9,14 +9,12 @@ training counted as dead at its end. All settings see the same rows.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from itertools import product
-from pathlib import Path
 
 from splinterp import store as stores  # pyright: ignore[reportMissingImports]  (found once installed)
-from splinterp.devices import choose_device  # pyright: ignore[reportMissingImports]
+from splinterp.bench.temporary import train_once  # pyright: ignore[reportMissingImports]
 from splinterp.quantities import parse_quantity  # pyright: ignore[reportMissingImports]
-from splinterp.train import TrainConfig, auto_lr, train  # pyright: ignore[reportMissingImports]
+from splinterp.train import TrainConfig, auto_lr  # pyright: ignore[reportMissingImports]
 
 
 def main() -> None:
@@ -50,8 +48,11 @@ def main() -> None:
             l1=args.l1 if activation == "relu" else 0.0, rows=args.rows, batch_size=args.batch_size, lr=auto_lr(site.d), revive=revive,
             dead_after=args.dead_after, seed=seed,
         )  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
-            s = train(store, site.name, config, Path(folder) / "run", choose_device("auto")).summary
+        run = train_once(store, site.name, config)
+        if run is None:
+            print(f"| {activation} | {method} | {seed} | {revive} | diverged | | | | |", flush=True)
+            continue
+        s = run.summary
         print(
             f"| {activation} | {method} | {seed} | {revive} | {s['before_last_solve']['fvu']:.4f} | {s['fvu']:.4f} | {s['l0']:.1f} "
             f"| {100 * s['dead_fraction']:.1f} | {s['dead_in_training']} |",

@@ -11,9 +11,15 @@ WARM_UP_AT_MOST = 1000  # steps, where none is given
 def lr_at(step: int, config: TrainConfig) -> float:
     """The learning rate at `step` (0-based): the peak `config.lr`, but for warm-up and decay."""
     steps = config.steps
-    warm_up = min(WARM_UP_AT_MOST, int(WARM_UP * steps)) if config.warmup is None else int(config.warmup * steps)
-    rising, falling = (step + 1) / max(1, warm_up), (steps - step) / max(1.0, config.decay * steps)
+    rising, falling = (step + 1) / max(1, warm_up_steps(config)), (steps - step) / max(1.0, config.decay * steps)
     return config.lr * max(0.0, min(1.0, rising, falling))
+
+
+def warm_up_steps(config: TrainConfig) -> int:
+    """Steps over which the rate rises."""
+    if config.warmup is not None:
+        return int(config.warmup * config.steps)
+    return min(WARM_UP_AT_MOST, int(WARM_UP * config.steps))
 
 
 def k_at(step: int, config: TrainConfig) -> int | None:

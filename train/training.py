@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -178,25 +178,21 @@ class Training:
             line["k"] = self.method.weights.k
         if self.metrics:
             if evaluating:
-                line["held_out_fvu"] = _held_out_fvu(self.method.weights.sae(), self.rows)
+                line["held_out_fvu"] = float(evaluate_rows(self.method.weights.sae(), held_out_rows(self.rows))["fvu"])
             self.metrics.log(line)
         if self.logger:
             self.logger.log(position.steps, line)
         position.window_error, position.window_rows = 0.0, 0
 
 
-def _held_out_fvu(sae: SAE, rows: Rows) -> float:
+def held_out_rows(rows: Rows) -> Iterator[Tensor]:
+    """The held-out rows that give the figures on the way, normalised, in batches."""
     seen = 0
-
-    def some():
-        nonlocal seen
-        for x in rows.once("held_out", 4096):
-            yield x
-            seen += len(x)
-            if seen >= HELD_OUT_ROWS:
-                return
-
-    return float(evaluate_rows(sae, some())["fvu"])
+    for x in rows.once("held_out", 4096):
+        yield x
+        seen += len(x)
+        if seen >= HELD_OUT_ROWS:
+            return
 
 
 def diverged(at: Diverged, config: TrainConfig, checkpoints: Checkpoints) -> SplinterpError:
