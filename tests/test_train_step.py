@@ -8,8 +8,10 @@ from splinterp.sae import SparseCodes, by_latent, select_topk, sum_rows, to_dens
 from splinterp.train import Penalties, Statistics, TrainConfig, solve_decoder
 from splinterp.train.adam import AdamBaseline
 from splinterp.train.cost import solve_cost, step_cost
+from splinterp.train.gradient import BETAS, DECODER_RATE
 from splinterp.train.gram import add_gram
 from splinterp.train.pam import ANCHOR, PAM, SOLVES_SHARE, cadence
+from splinterp.train.pursuit import DECODER_SHARE, ON_SUPPORT, STEP
 from splinterp.train.sparse import sparse_pass
 
 CPU = torch.device("cpu")
@@ -103,7 +105,8 @@ class DenseReference:
             for t in (w.W_enc, w.b_enc, w.W_dec, w.b_dec)
         )
         self.config, self.pam = config, pam
-        self.optimizer = torch.optim.Adam([self.W_enc, self.b_enc, self.W_dec, self.b_dec], foreach=False)
+        groups = [{"params": [self.W_enc, self.b_enc]}, {"params": [self.W_dec, self.b_dec]}]
+        self.optimizer = torch.optim.Adam(groups, betas=BETAS, foreach=False)
         self.since, self.batches = torch.zeros(D_SAE), 0
         self.gram, self.cross = torch.zeros(D_SAE + 1, D_SAE + 1), torch.zeros(D_SAE + 1, D_IN)
 
@@ -120,17 +123,38 @@ class DenseReference:
             rest = error.detach() - torch.zeros_like(pre).scatter(1, best.indices, best.values) @ self.W_dec
             share = k_aux / (D_IN // 2) * rest.square().sum() / error.detach().square().sum()
             loss = loss + self.config.aux_coefficient * share
+        told = float(loss.detach())
+        if self.config.pursuit:
+            loss = loss + self._pursuit(x, pre, z, error)
         self.optimizer.zero_grad()
         loss.backward()
         with torch.no_grad():
             self.W_dec.grad -= (self.W_dec.grad * self.W_dec).sum(1, keepdim=True) * self.W_dec
-            self.optimizer.param_groups[0]["lr"] = lr
+            self.optimizer.param_groups[0]["lr"], self.optimizer.param_groups[1]["lr"] = lr, DECODER_RATE * lr
             self.optimizer.step()
             self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
             self.since = torch.where((z != 0).any(0), 0, self.since + len(x))
             if self.pam:
                 self._statistics(x, z)
-        return float(loss.detach())
+        return told
+
+    def _pursuit(self, x: torch.Tensor, pre: torch.Tensor, z: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+        """What pursuit adds to the loss: its pull on the pre-activations, and a share of the decoder's part of the loss exchanged."""
+        with torch.no_grad():
+            W, b = self.W_dec.detach(), self.b_dec.detach()
+            top = (z + STEP * error @ W.T).topk(K)
+            better = torch.zeros_like(z).scatter(1, top.indices, top.values.relu())
+            for _ in range(ON_SUPPORT):
+                rest = x - better @ W - b
+                g = (rest @ W.T) * (better > 0)
+                a = (rest * (g @ W)).sum(1) / (g @ W).square().sum(1)
+                better = (better + a[:, None] * g).relu()
+            missed, wrong = (better > 0) & (z == 0), (better == 0) & (z > 0)
+        pull = (missed * (pre - better).clamp(max=0).square() + wrong * pre.square()).mean() * D_SAE / D_IN
+        by_decoder = (x - better @ self.W_dec - self.b_dec).square().mean() - (
+            x - z.detach() @ self.W_dec - self.b_dec
+        ).square().mean()
+        return self.config.pursuit * pull + DECODER_SHARE * by_decoder
 
     def _statistics(self, x: torch.Tensor, z: torch.Tensor) -> None:
         memory, solve_every = cadence(self.config, D_IN)
@@ -156,9 +180,11 @@ class DenseReference:
 
 @pytest.mark.parametrize("method", ["pam", "adam"])
 @pytest.mark.parametrize("aux", [0.0, 1 / 32])
-def test_the_curve_is_that_of_the_dense_step(float64, method, aux):
+@pytest.mark.parametrize("pursuit", [0.0, 0.3])
+def test_the_curve_is_that_of_the_dense_step(float64, method, aux, pursuit):
     config = TrainConfig(
-        method=method, activation="topk", d_sae=D_SAE, k=K, rows=10**6, batch_size=N, lr=1e-2, aux_coefficient=aux, dead_after=N, solve_every=5
+        method=method, activation="topk", d_sae=D_SAE, k=K, rows=10**6, batch_size=N, lr=1e-2, aux_coefficient=aux, dead_after=N, solve_every=5,
+        pursuit=pursuit,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(3)
     mixing = torch.randn(3 * D_IN, D_IN, generator=generator)

@@ -11,6 +11,7 @@ from ..errors import SplinterpError
 Method = Literal["pam", "adam"]
 Activation = Literal["topk", "batchtopk", "relu", "jumprelu"]
 Revive = Literal["auxk", "resample", "none"]
+PURSUIT = 0.3
 WITH_K: tuple[Activation, ...] = ("topk", "batchtopk", "jumprelu")  # those that are told how many latents a row has
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 
@@ -42,6 +43,8 @@ class TrainConfig:
         encoder_steps: M of Algorithm 3.1: encoder steps on each batch before its codes enter the statistics.
         mu_enc, nu_enc: pull of W_enc and b_enc towards their values before the M steps.
         decoder_steps: pam only: whether the decoder takes gradient steps too, between solves.
+        pursuit: weight λ of the pull towards better codes than the encoder's (train/pursuit.py); 0: none; None: PURSUIT for pam with topk
+            and decoder_steps, else none.
         alpha, beta, mu_dec, nu_dec: the decoder's penalties of Theorem C.1; anchors are the decoder's current values.
         ridge: relative ridge towards the present decoder, in units of the centred Gram matrix's mean diagonal; None: chosen on validation
             rows in the last solve.
@@ -71,7 +74,7 @@ class TrainConfig:
     k_start: int | None = None
     k_anneal: float = 0.2
     warmup: float | None = None
-    decay: float = 0.35
+    decay: float = 1.0
     l1: float = 0.0
     l0: float = 3.0
     bandwidth: float = 0.2
@@ -79,6 +82,7 @@ class TrainConfig:
     mu_enc: float = 0.0
     nu_enc: float = 0.0
     decoder_steps: bool = True
+    pursuit: float | None = None
     alpha: float = 0.0
     beta: float = 0.0
     mu_dec: float = 0.0
@@ -96,6 +100,8 @@ class TrainConfig:
     order_seed: int | None = None
 
     def __post_init__(self) -> None:
+        if self.pursuit and self.activation != "topk":
+            raise SplinterpError(f"--pursuit belongs to --activation topk; leave it out with {self.activation}.")
         if self.method not in get_args(Method):
             raise SplinterpError(f"--method {self.method} is unknown; choose one of {', '.join(get_args(Method))}.")
         if self.activation not in get_args(Activation):
@@ -132,6 +138,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 2**63:
                 raise SplinterpError(f"{name}={value} must be between 0 and 2^63 - 1.")
+        if self.pursuit is not None and not (math.isfinite(self.pursuit) and self.pursuit >= 0):
+            raise SplinterpError(f"pursuit={self.pursuit} must be zero or positive.")
         if self.bandwidth == 0:
             raise SplinterpError(
                 "bandwidth=0 would leave the thresholds where they are; give a positive --bandwidth or leave it out."
@@ -142,6 +150,13 @@ class TrainConfig:
             )
         if self.lr == 0:
             raise SplinterpError("lr=0 would train nothing; give a positive --lr or leave it out.")
+
+    @property
+    def pull(self) -> float:
+        """The weight of pursuit that `pursuit` comes to."""
+        if self.pursuit is not None:
+            return self.pursuit
+        return PURSUIT if self.method == "pam" and self.activation == "topk" and self.decoder_steps else 0.0
 
     @property
     def seed_of_order(self) -> int:

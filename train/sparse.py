@@ -18,9 +18,12 @@ from torch import Tensor
 
 from ..sae import ByLatent, Codes, RaggedCodes, SparseCodes, by_latent, decode, kernels_for, sum_rows
 from .dead import auxk_loss
+from .pursuit import DECODER_SHARE, Pursued
 
 # Given the gradient by the codes' entries h, which may be overwritten, returns that by their pre-activations g, of the same shape.
 Backward = Callable[[Tensor], Tensor]
+# Given x̂ − x, better codes.
+Pursuit = Callable[[Tensor], Pursued]
 
 
 class Gradients(NamedTuple):
@@ -51,7 +54,7 @@ def through_relu(codes: Codes, l1: float = 0.0) -> Backward:
 
 def sparse_pass(
     x: Tensor, codes: SparseCodes | RaggedCodes, W_dec: Tensor, b_dec: Tensor, decoder: bool = True, through: Backward | None = None,
-    rows: int | None = None, *, moment: bool = False,
+    rows: int | None = None, *, moment: bool = False, pursuit: Pursuit | None = None, pull: float = 0.0,
 ) -> Pass:  # fmt: skip
     """The loss Σ‖x̂ − x‖²/(N·d_in) of rows x [N, d_in] with their codes, and its gradients; the decoder's if asked for.
 
@@ -60,6 +63,8 @@ def sparse_pass(
         through: the activation's part of the way back; ReLU's if left out.
         moment: whether Zᵀx will be wanted too. A GPU's kernel takes it from the rows of x that it gathers for ∂W_enc; a CPU gains nothing
             by that, and makes it later.
+        pursuit: gives better codes, towards whose support the encoder is drawn with the weight λ = `pull`, and which have a share of the
+            decoder's gradient (train/pursuit.py). The loss that is told stays that of the codes.
     """
     pattern = by_latent(codes, len(W_dec))
     with torch.enable_grad():  # for the values alone: embedding_bag's own gradient is the gathered product e_r·W_dec,i
@@ -69,18 +74,35 @@ def sparse_pass(
     scale = _scale(x, rows)
     (by_code,) = torch.autograd.grad(x_hat, values, error)
     by_pre = (through or through_relu(codes))(by_code.mul_(scale))
+    better = pursuit(error) if pursuit else None
+    if better:
+        by_pre.add_(better.at_encoders, alpha=pull * scale)
     b_enc = by_pre.new_zeros(len(W_dec)).scatter_add_(0, codes.indices.reshape(-1), by_pre.reshape(-1))
     if moment and (kernels := kernels_for(x)):
         W_enc_rows, cross = kernels.sum_rows(pattern, x, by_pre, codes.values)
     else:
         W_enc_rows, cross = sum_rows(pattern, by_pre, x), None
+    ours = scale * (1 - DECODER_SHARE) if better else scale
     gradients = Gradients(
         W_enc_rows,
         b_enc,
-        sum_rows(pattern, scale * codes.values, error) if decoder else None,
-        scale * error.sum(0) if decoder else None,
+        sum_rows(pattern, ours * codes.values, error) if decoder else None,
+        ours * error.sum(0) if decoder else None,
     )
+    if better:
+        _add_pursuit(gradients, x, better, pull * scale, scale * DECODER_SHARE)
     return Pass(error.square().sum(), error, gradients, pattern, cross)
+
+
+def _add_pursuit(to: Gradients, x: Tensor, better: Pursued, pull: float, share: float) -> None:
+    """What better codes add to the gradients, but for what concerns latents that the encoder chose."""
+    pattern = by_latent(better.codes, len(to.b_enc))
+    by_pre = better.at_pursued * pull
+    to.W_enc_rows.add_(sum_rows(pattern, by_pre, x))
+    to.b_enc.scatter_add_(0, better.codes.indices.reshape(-1), by_pre.reshape(-1))
+    if to.W_dec is not None and to.b_dec is not None:
+        to.W_dec.add_(sum_rows(pattern, share * better.codes.values, better.error))
+        to.b_dec.add_(better.error.sum(0), alpha=share)
 
 
 def dense_pass(
