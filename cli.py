@@ -361,15 +361,18 @@ def train(
         str, typer.Option(help="topk, batchtopk (k a row on average; saved as jumprelu), jumprelu or relu.")
     ] = "topk",
     latents: Annotated[int | None, typer.Option(parser=quantity, help="Number of latents; instead of --expansion.")] = None,
-    expansion: Annotated[int, typer.Option(parser=quantity, help="Latents per input dimension.")] = 8,
+    expansion: Annotated[int | None, typer.Option(parser=quantity, help="Latents per input dimension. \\[default: 8]")] = None,
     k: Annotated[
-        int,
+        int | None,
         typer.Option(
-            parser=quantity, help="Latents kept a row (topk), on average over a batch (batchtopk), aimed at (jumprelu)."
+            parser=quantity,
+            help="Latents kept a row (topk), on average over a batch (batchtopk), aimed at (jumprelu). \\[default: 32]",
         ),
-    ] = 32,
+    ] = None,
     k_start: Annotated[int | None, typer.Option(parser=quantity, help="k at the beginning. \\[default: k]")] = None,
-    k_anneal: Annotated[float, typer.Option(help="Share of the run over which --k-start comes down to --k.")] = 0.2,
+    k_anneal: Annotated[
+        float | None, typer.Option(help="Share of the run over which --k-start comes down to --k. \\[default: 0.2]")
+    ] = None,
     l1: Annotated[float | None, typer.Option(help="Weight of the sparsity penalty (relu). \\[default: 5]")] = None,
     l0: Annotated[float | None, typer.Option(help="Weight of the penalty on L0/k - 1 (jumprelu). \\[default: 3]")] = None,
     bandwidth: Annotated[
@@ -392,12 +395,20 @@ def train(
     ] = None,
     decay: Annotated[float, typer.Option(help="Share of the run over which the rate falls to zero at the end.")] = 0.35,
     encoder_steps: Annotated[int, typer.Option(parser=quantity, help="M of Algorithm 3.1: gradient steps on each batch.")] = 1,
-    mu_enc: Annotated[float, typer.Option(help="Pull of W_enc towards its value before the M steps (M > 1).")] = 0.0,
-    nu_enc: Annotated[float, typer.Option(help="Pull of b_enc towards its value before the M steps (M > 1).")] = 0.0,
-    mu_dec: Annotated[float, typer.Option(help="Pull of W_dec towards its value before the solve.")] = 0.0,
-    nu_dec: Annotated[float, typer.Option(help="Pull of b_dec towards its value before the solve.")] = 0.0,
-    alpha: Annotated[float, typer.Option(help="Weight decay of W_dec in the solve.")] = 0.0,
-    beta: Annotated[float, typer.Option(help="Weight decay of b_dec in the solve.")] = 0.0,
+    mu_enc: Annotated[
+        float | None, typer.Option(help="Pull of W_enc towards its value before the M steps (M > 1). \\[default: 0]")
+    ] = None,
+    nu_enc: Annotated[
+        float | None, typer.Option(help="Pull of b_enc towards its value before the M steps (M > 1). \\[default: 0]")
+    ] = None,
+    mu_dec: Annotated[
+        float | None, typer.Option(help="Pull of W_dec towards its value before the solve. \\[default: 0]")
+    ] = None,
+    nu_dec: Annotated[
+        float | None, typer.Option(help="Pull of b_dec towards its value before the solve. \\[default: 0]")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight decay of W_dec in the solve. \\[default: 0]")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight decay of b_dec in the solve. \\[default: 0]")] = None,
     ridge: Annotated[
         str,
         typer.Option(
@@ -405,13 +416,13 @@ def train(
         ),
     ] = "auto",
     decoder_steps: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--decoder-steps/--solve-only",
             help="Whether PAM's decoder also takes gradient steps between solves; "
-            "without them it is Algorithm 3.1 as published.",
+            "without them it is Algorithm 3.1 as published. \\[default: decoder-steps]",
         ),
-    ] = True,
+    ] = None,
     solve_every: Annotated[
         int | None, typer.Option(parser=quantity, help="Batches between two solves. \\[default: one in a memory's length]")
     ] = None,

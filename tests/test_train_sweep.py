@@ -26,9 +26,9 @@ from splinterp.train.rows import Rows
 
 SITE, D_IN, D_SAE, N = "hook", 24, 96, 6000
 OPTIONS = TrainOptions(
-    method="pam", activation="topk", latents=D_SAE, expansion=8, k=6, k_start=None, k_anneal=0.2, l1=None, l0=None, bandwidth=None, revive="auxk", tokens=6500, epochs=None,
-    batch_size=256, lr=1e-2, warmup=None, decay=0.35, encoder_steps=1, mu_enc=0.0, nu_enc=0.0, mu_dec=0.0, nu_dec=0.0, alpha=0.0, beta=0.0,
-    ridge=None, decoder_steps=True, solve_every=3, memory_rows=2000, last_solve=None, memory=None, precision="auto", seed=0, order_seed=None,
+    method="pam", activation="topk", latents=D_SAE, expansion=None, k=6, k_start=None, k_anneal=None, l1=None, l0=None, bandwidth=None, revive="auxk", tokens=6500, epochs=None,
+    batch_size=256, lr=1e-2, warmup=None, decay=0.35, encoder_steps=1, mu_enc=None, nu_enc=None, mu_dec=None, nu_dec=None, alpha=None, beta=None,
+    ridge=None, decoder_steps=None, solve_every=3, memory_rows=2000, last_solve=None, memory=None, precision="auto", seed=0, order_seed=None,
 )  # fmt: skip
 
 
@@ -354,9 +354,12 @@ def test_members_are_solved_without_a_gram_matrix_where_their_share_asks_for_it(
         (["last-solve=maybe"], "--sweep last-solve: 'maybe' is neither yes nor no"),
         (["method=pam,sgd"], "The sweep's method=sgd is refused: --method sgd is unknown"),
         (["k=4,97"], "The sweep's k=97 is refused: k=97 must be between 1 and"),
-        (["l1=1,2"], "The sweep's l1=1 is refused: --l1 belongs to --activation relu"),
-        (["l0=1,2"], "The sweep's l0=1 is refused: --l0 and --bandwidth belong to --activation jumprelu"),
-        (["activation=relu", "k=4,8"], "The sweep's activation=relu,k=4 and activation=relu,k=8 are one and the same SAE"),
+        (["l1=1,2"], "--l1 has no effect in this sweep without --activation relu; leave it out"),
+        (["activation=relu", "seed=0,1"], "--k has no effect in this sweep without --activation topk, batchtopk or jumprelu"),
+        (["expansion=2,4"], "--expansion has no effect in this sweep beside --latents"),
+        (["method=adam", "lr=auto,1e-3"], "--solve-every, --memory-rows have no effect in this sweep without --method pam"),
+        (["activation=relu,topk", "k=4,8"], "The sweep's activation=relu,k=4 and activation=relu,k=8 are one and the same SAE"),
+        (["method=pam,adam", "alpha=0,1"], "The sweep's method=adam,alpha=0 and method=adam,alpha=1 are one and the same SAE"),
     ],
     ids=str,
 )
@@ -373,6 +376,18 @@ def test_every_option_that_is_swept_is_one():
     options = {name for parameter in typer.main.get_command(app).commands["train"].params for name in parameter.opts}  # type: ignore[attr-defined]
     assert {f"--{name}" for name in SWEPT} <= options
     assert {name.replace("-", "_") for name in SWEPT} <= asdict(OPTIONS).keys()
+
+
+def test_an_option_that_one_member_uses_is_left_out_of_the_others():
+    given = {"k_start": 12, "k_anneal": 0.5, "l1": 2.0, "alpha": 0.5, "mu_enc": 0.1, "memory": 10**9}
+    topk, relu = (member.config for member in saes("activation=topk,relu", encoder_steps=2, **given))
+    assert (topk.k, topk.k_start, topk.k_anneal, topk.l1, topk.mu_enc) == (6, 12, 0.5, 0.0, 0.1)
+    assert (relu.k, relu.k_start, relu.k_anneal, relu.l1, relu.alpha) == (None, None, 0.2, 2.0, 0.5)
+    pam, adam = (member.config for member in saes("method=pam,adam", alpha=0.5, memory=10**9, decoder_steps=False))
+    assert (pam.alpha, pam.solve_every, pam.decoder_steps, pam.memory) == (0.5, 3, False, 10**9)
+    assert (adam.alpha, adam.solve_every, adam.decoder_steps, adam.memory) == (0.0, None, True, 10**9)
+    one, several = (member.config for member in saes("encoder-steps=1,2", mu_enc=0.1))
+    assert (one.mu_enc, several.mu_enc) == (0.0, 0.1)
 
 
 def test_what_follows_from_other_settings_does_so_for_each_member():
