@@ -7,7 +7,9 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -20,6 +22,7 @@ from .bench.commands import bench
 from .errors import Interrupted, SaidElsewhere, SplinterpError
 from .options import quantity
 from .quantities import format_bytes, parse_bytes, parse_quantity
+from .ranks import speaks_for_all
 
 if TYPE_CHECKING:
     from .sae import SAE
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from .train import MemberResult
 
 T = TypeVar("T")
+(_UsageError,) = typer.BadParameter.__bases__  # which typer itself has no name for
+_SAID_WITHIN = 5.0  # seconds that the first rank has for saying how a command is used
 
 app = typer.Typer(
     name="splinterp", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False,
@@ -38,13 +43,19 @@ err_console = Console(stderr=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line. Exit codes: 0 done; 1 a problem, told in a sentence; 2 usage."""
+    """Run the command line. Exit codes: 0 done; 1 a problem, told in a sentence; 2 usage, of several ranks told by the first."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     try:
         # Cluster schedulers stop a job by SIGTERM: it ends as by Ctrl-C, with everything kept that can be.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        app(args=["--debug"] * debug + [a for a in arguments if a != "--debug"], prog_name="splinterp")
+        told = ["--debug"] * debug + [a for a in arguments if a != "--debug"]
+        sys.exit(app(args=told, prog_name="splinterp", standalone_mode=speaks_for_all()))  # else usage errors come here
+    except _UsageError:
+        # torchrun ends all ranks (by SIGTERM) as soon as one has ended, and the first may not have come so far yet.
+        with suppress(KeyboardInterrupt):
+            time.sleep(_SAID_WITHIN)
+        sys.exit(2)
     except SystemExit as end:
         if end.code != 130:  # Typer's code for a Ctrl-C that no command turned into a sentence of its own
             raise

@@ -391,6 +391,35 @@ def test_usage_errors_exit_with_2(cli, work):
     assert cli("nonsense")[0] == 2
 
 
+@pytest.mark.parametrize(
+    "arguments", [["train"], ["nonsense"], ["train", "--store", "s", "--epochs", 1, "--tokens", 5]], ids=str
+)
+@pytest.mark.parametrize(
+    ("environment", "tells"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, False),
+        ({"RANK": "1"}, True),
+    ],
+)
+def test_of_several_ranks_the_first_tells_of_usage(cli, monkeypatch, environment, tells, arguments):
+    waited = []
+    monkeypatch.setattr("splinterp.cli.time.sleep", waited.append)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = cli(*arguments)
+    assert (code, out, "Usage" in err, bool(err)) == (2, "", tells, tells)
+    assert bool(waited) == (not tells)  # or torchrun might end the first before it has said so
+
+
+def test_other_ranks_have_the_exit_codes_of_the_first(cli, work, monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli("info", work / "acts.zarr")[0] == 0
+    assert cli("--version")[0] == 0
+    assert cli("info", work / "none.zarr")[0] == 1
+
+
 def test_debug_shows_the_traceback(tmp_path):
     for arguments in (["--debug", "info", "nowhere.zarr"], ["info", "nowhere.zarr", "--debug"]):
         done = subprocess.run([sys.executable, "-m", "splinterp", *arguments], capture_output=True, text=True, cwd=tmp_path)
