@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
 from dataclasses import asdict, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import left_by, signal_at
 from splinterp import store as stores
 from splinterp.cli import main
 from splinterp.errors import Interrupted, SplinterpError
@@ -20,7 +20,6 @@ from splinterp.store.files import Lock
 from splinterp.train import Member, TrainConfig, TrainOptions, budget, members, parse_axes, stages, train, train_sweep, training
 from splinterp.train import checkpoint as files
 from splinterp.train.adam import AdamBaseline
-from splinterp.train.loop import Progress
 from splinterp.train.pam import PAM
 from splinterp.train.rows import Rows
 
@@ -46,39 +45,8 @@ def saes(*told: str, **options: object) -> list[Member]:
     return members(replace(OPTIONS, **options), parse_axes(told), D_IN, 5632)  # type: ignore[arg-type]
 
 
-def without_times(value):
-    if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "rows_per_second")}
-    return value
-
-
-def left_by(directory: Path) -> dict[str, object]:
-    """What a run leaves, but for times."""
-    lines = [without_times(json.loads(line)) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return {
-        "names": sorted(path.name for path in directory.iterdir()),
-        "weights": (directory / "sae_weights.safetensors").read_bytes(),
-        "cfg": (directory / "cfg.json").read_text(),
-        "metrics": lines,
-        "settings": json.loads((directory / "run.json").read_text())["settings"],
-        "summary": without_times(json.loads((directory / "summary.json").read_text())),
-    }
-
-
 def all_left_by(out: Path) -> dict[str, object]:
     return {path.name: left_by(path) for path in out.iterdir() if path.is_dir()}
-
-
-def signal_at(rows: int, number: int = signal.SIGINT) -> Progress:
-    """A progress callback that sends this process a signal when so many rows have been trained on."""
-    left = [rows]
-
-    def progress(at: str, done: int, total: int, figures: dict[str, float]) -> None:
-        if left and at == "train" and done >= left[0]:
-            left.clear()
-            os.kill(os.getpid(), number)
-
-    return progress
 
 
 @pytest.mark.parametrize(
@@ -165,7 +133,9 @@ def test_interrupted_and_resumed_is_uninterrupted(store, tmp_path):
             Interrupted,
             match=r"Stopped after step \d+ of 26; .*sweep holds checkpoints of step \d+ for 4 of 4 SAEs and the SAEs so far\. .*--resume",
         ):
-            train_sweep(store, None, swept, tmp_path / "sweep", progress=signal_at(rows, number), resume=True, tell=told.append)
+            train_sweep(
+                store, None, swept, tmp_path / "sweep", progress=signal_at(rows, number=number), resume=True, tell=told.append
+            )
         assert len([sentence for sentence in told if "writing 4 checkpoints of" in sentence]) == 1
         assert all(load_sae(tmp_path / "sweep" / member.name).config.d_sae == D_SAE for member in swept)
 
