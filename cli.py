@@ -7,7 +7,9 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -20,6 +22,7 @@ from .bench.commands import bench
 from .errors import Interrupted, SaidElsewhere, SplinterpError
 from .options import quantity
 from .quantities import format_bytes, parse_bytes, parse_quantity
+from .ranks import speaks_for_all
 
 if TYPE_CHECKING:
     from .sae import SAE
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from .train import MemberResult
 
 T = TypeVar("T")
+(_UsageError,) = typer.BadParameter.__bases__  # which typer itself has no name for
+_SAID_WITHIN = 5.0  # seconds that the first rank has for saying how a command is used
 
 app = typer.Typer(
     name="splinterp", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False,
@@ -38,13 +43,19 @@ err_console = Console(stderr=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line. Exit codes: 0 done; 1 a problem, told in a sentence; 2 usage."""
+    """Run the command line. Exit codes: 0 done; 1 a problem, told in a sentence; 2 usage, of several ranks told by the first."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     try:
         # Cluster schedulers stop a job by SIGTERM: it ends as by Ctrl-C, with everything kept that can be.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        app(args=["--debug"] * debug + [a for a in arguments if a != "--debug"], prog_name="splinterp")
+        told = ["--debug"] * debug + [a for a in arguments if a != "--debug"]
+        sys.exit(app(args=told, prog_name="splinterp", standalone_mode=speaks_for_all()))  # else usage errors come here
+    except _UsageError:
+        # torchrun ends all ranks (by SIGTERM) as soon as one has ended, and the first may not have come so far yet.
+        with suppress(KeyboardInterrupt):
+            time.sleep(_SAID_WITHIN)
+        sys.exit(2)
     except SystemExit as end:
         if end.code != 130:  # Typer's code for a Ctrl-C that no command turned into a sentence of its own
             raise
@@ -361,15 +372,18 @@ def train(
         str, typer.Option(help="topk, batchtopk (k a row on average; saved as jumprelu), jumprelu or relu.")
     ] = "topk",
     latents: Annotated[int | None, typer.Option(parser=quantity, help="Number of latents; instead of --expansion.")] = None,
-    expansion: Annotated[int, typer.Option(parser=quantity, help="Latents per input dimension.")] = 8,
+    expansion: Annotated[int | None, typer.Option(parser=quantity, help="Latents per input dimension. \\[default: 8]")] = None,
     k: Annotated[
-        int,
+        int | None,
         typer.Option(
-            parser=quantity, help="Latents kept a row (topk), on average over a batch (batchtopk), aimed at (jumprelu)."
+            parser=quantity,
+            help="Latents kept a row (topk), on average over a batch (batchtopk), aimed at (jumprelu). \\[default: 32]",
         ),
-    ] = 32,
+    ] = None,
     k_start: Annotated[int | None, typer.Option(parser=quantity, help="k at the beginning. \\[default: k]")] = None,
-    k_anneal: Annotated[float, typer.Option(help="Share of the run over which --k-start comes down to --k.")] = 0.2,
+    k_anneal: Annotated[
+        float | None, typer.Option(help="Share of the run over which --k-start comes down to --k. \\[default: 0.2]")
+    ] = None,
     l1: Annotated[float | None, typer.Option(help="Weight of the sparsity penalty (relu). \\[default: 5]")] = None,
     l0: Annotated[float | None, typer.Option(help="Weight of the penalty on L0/k - 1 (jumprelu). \\[default: 3]")] = None,
     bandwidth: Annotated[
@@ -392,12 +406,20 @@ def train(
     ] = None,
     decay: Annotated[float, typer.Option(help="Share of the run over which the rate falls to zero at the end.")] = 0.35,
     encoder_steps: Annotated[int, typer.Option(parser=quantity, help="M of Algorithm 3.1: gradient steps on each batch.")] = 1,
-    mu_enc: Annotated[float, typer.Option(help="Pull of W_enc towards its value before the M steps (M > 1).")] = 0.0,
-    nu_enc: Annotated[float, typer.Option(help="Pull of b_enc towards its value before the M steps (M > 1).")] = 0.0,
-    mu_dec: Annotated[float, typer.Option(help="Pull of W_dec towards its value before the solve.")] = 0.0,
-    nu_dec: Annotated[float, typer.Option(help="Pull of b_dec towards its value before the solve.")] = 0.0,
-    alpha: Annotated[float, typer.Option(help="Weight decay of W_dec in the solve.")] = 0.0,
-    beta: Annotated[float, typer.Option(help="Weight decay of b_dec in the solve.")] = 0.0,
+    mu_enc: Annotated[
+        float | None, typer.Option(help="Pull of W_enc towards its value before the M steps (M > 1). \\[default: 0]")
+    ] = None,
+    nu_enc: Annotated[
+        float | None, typer.Option(help="Pull of b_enc towards its value before the M steps (M > 1). \\[default: 0]")
+    ] = None,
+    mu_dec: Annotated[
+        float | None, typer.Option(help="Pull of W_dec towards its value before the solve. \\[default: 0]")
+    ] = None,
+    nu_dec: Annotated[
+        float | None, typer.Option(help="Pull of b_dec towards its value before the solve. \\[default: 0]")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight decay of W_dec in the solve. \\[default: 0]")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight decay of b_dec in the solve. \\[default: 0]")] = None,
     ridge: Annotated[
         str,
         typer.Option(
@@ -405,13 +427,13 @@ def train(
         ),
     ] = "auto",
     decoder_steps: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--decoder-steps/--solve-only",
             help="Whether PAM's decoder also takes gradient steps between solves; "
-            "without them it is Algorithm 3.1 as published.",
+            "without them it is Algorithm 3.1 as published. \\[default: decoder-steps]",
         ),
-    ] = True,
+    ] = None,
     solve_every: Annotated[
         int | None, typer.Option(parser=quantity, help="Batches between two solves. \\[default: one in a memory's length]")
     ] = None,

@@ -44,3 +44,11 @@ class Ranks:
     def device(self, name: str, gpus: int) -> str:
         """`name`, with "auto" and "cuda" made the GPU of this rank on its machine."""
         return f"cuda:{self.local % gpus}" if self.several and gpus and name in ("auto", "cuda") else name
+
+
+def speaks_for_all(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process tells what all ranks meet alike: the first one does, and any where torchrun's variables do not agree."""
+    try:
+        return Ranks.of_environment(environment).rank == 0
+    except SplinterpError:
+        return True

@@ -338,12 +338,86 @@ def test_an_interrupted_run_is_told_and_resumes(cli, work, tmp_path, monkeypatch
     assert "is finished" in sentence(cli(*command, "--out", tmp_path / "run", "--resume"))
 
 
+SOLVED, STEPPED = "without --method pam or --last-solve; leave it out", "without --method pam; leave it out"
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("--activation relu --k 4", "--k has no effect without --activation topk, batchtopk or jumprelu; leave it out"),
+        ("--l1 1", "--l1 has no effect without --activation relu; leave it out"),
+        ("--l0 1 --bandwidth 0.1", "--l0, --bandwidth have no effect without --activation jumprelu; leave them out"),
+        ("--k-anneal 0.2", "--k-anneal has no effect without --k-start; leave it out"),
+        ("--latents 64 --expansion 8", "--expansion has no effect beside --latents; leave it out"),
+        ("--mu-enc 0", "--mu-enc has no effect without several --encoder-steps on a batch; leave it out"),
+        ("--method adam --mu-dec 0", f"--mu-dec has no effect {SOLVED}"),
+        ("--method adam --nu-dec 1", f"--nu-dec has no effect {SOLVED}"),
+        ("--method adam --alpha 1", f"--alpha has no effect {SOLVED}"),
+        ("--method adam --no-last-solve --beta 1", f"--beta has no effect {SOLVED}"),
+        ("--method adam --ridge 0.1", f"--ridge has no effect {SOLVED}"),
+        ("--method adam --memory 1GiB", f"--memory has no effect {SOLVED}"),
+        ("--method adam --last-solve --solve-only", f"--decoder-steps/--solve-only has no effect {STEPPED}"),
+        ("--method adam --decoder-steps", f"--decoder-steps/--solve-only has no effect {STEPPED}"),
+        ("--method adam --last-solve --solve-every 3", f"--solve-every has no effect {STEPPED}"),
+        ("--method adam --memory-rows 3", f"--memory-rows has no effect {STEPPED}"),
+        ("--sweep method=adam --sweep seed=0,1 --alpha 1", "--alpha has no effect in this sweep without --method pam or"),
+    ],
+)
+def test_an_option_without_effect_is_refused(cli, work, given, why):
+    one = ["train", "--store", work / "acts.zarr", "--site", "blocks.1.hook_resid_post", "--out", work / "never"]
+    assert why in sentence(cli(*one, *given.split()))
+    assert not (work / "never").exists()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--method adam --last-solve --alpha 1 --beta 1 --mu-dec 1 --nu-dec 1 --ridge 0.1 --memory 1GiB",
+        "--no-last-solve --solve-only --alpha 1 --ridge 0.1 --memory 1GiB --solve-every 2 --memory-rows 500",
+        "--sweep method=pam,adam --alpha 1 --solve-every 2",
+    ],
+)
+def test_an_option_with_an_effect_is_taken(cli, work, tmp_path, given):
+    one = ["train", "--store", work / "acts.zarr", "--site", "blocks.1.hook_resid_post", "--latents", 64, "--tokens", 500]
+    code, _, err = cli(*one, "--out", tmp_path / "out", *given.split())
+    assert (code, err) == (0, "")
+
+
 def test_usage_errors_exit_with_2(cli, work):
     assert cli("train")[0] == 2
     assert cli("harvest", "--tokens", "many")[0] == 2
     assert cli("train", "--store", work / "acts.zarr", "--site", "blocks.1.hook_resid_post", "--lr", "fast")[0] == 2
     assert cli("train", "--store", work / "acts.zarr", "--epochs", 1, "--tokens", 5)[0] == 2
     assert cli("nonsense")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train"], ["nonsense"], ["train", "--store", "s", "--epochs", 1, "--tokens", 5]], ids=str
+)
+@pytest.mark.parametrize(
+    ("environment", "tells"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, False),
+        ({"RANK": "1"}, True),
+    ],
+)
+def test_of_several_ranks_the_first_tells_of_usage(cli, monkeypatch, environment, tells, arguments):
+    waited = []
+    monkeypatch.setattr("splinterp.cli.time.sleep", waited.append)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = cli(*arguments)
+    assert (code, out, "Usage" in err, bool(err)) == (2, "", tells, tells)
+    assert bool(waited) == (not tells)  # or torchrun might end the first before it has said so
+
+
+def test_other_ranks_have_the_exit_codes_of_the_first(cli, work, monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli("info", work / "acts.zarr")[0] == 0
+    assert cli("--version")[0] == 0
+    assert cli("info", work / "none.zarr")[0] == 1
 
 
 def test_debug_shows_the_traceback(tmp_path):

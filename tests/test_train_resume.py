@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import left_by, signal_at
 from splinterp import store as stores
 from splinterp.errors import Interrupted, SplinterpError, StoreError
 from splinterp.sae import load_sae
@@ -53,36 +54,6 @@ def store(tmp_path_factory):
         return writer.finish()
 
 
-def signal_at(*rows: int, number: int = signal.SIGINT) -> Progress:
-    """A progress callback that sends this process a signal when so many rows have been trained on."""
-    left = list(rows)
-
-    def progress(at: str, done: int, total: int, figures: dict[str, float]) -> None:
-        if left and at == "train" and done >= left[0]:
-            left.pop(0)
-            os.kill(os.getpid(), number)
-
-    return progress
-
-
-def without_times(value):
-    if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "rows_per_second")}
-    return value
-
-
-def left_by(directory: Path) -> dict[str, object]:
-    """What a run leaves, but for times."""
-    lines = [without_times(json.loads(line)) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return {
-        "names": sorted(path.name for path in directory.iterdir()),
-        "weights": (directory / "sae_weights.safetensors").read_bytes(),
-        "cfg": (directory / "cfg.json").read_text(),
-        "metrics": lines,
-        "summary": without_times(json.loads((directory / "summary.json").read_text())),
-    }
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_interrupted_and_resumed_is_uninterrupted(store, tmp_path, name):
     """In the first epoch, in the carry into the second, in the second, and in the last solve."""
@@ -110,8 +81,9 @@ def test_memory_may_be_another_where_the_statistics_are_of_the_same_kind(store, 
     with pytest.raises(SplinterpError, match=r"with another --memory than there is now; .*run\.json tells it"):
         train(store, None, replace(CONFIG, memory=250_000), tmp_path / "run", resume=True)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["memory"] > 250_000
-    train(store, None, replace(CONFIG, memory=10**9), tmp_path / "run", resume=True)
-    train(store, None, CONFIG, tmp_path / "whole")
+    another = replace(CONFIG, memory=10**9)
+    train(store, None, another, tmp_path / "run", resume=True)
+    train(store, None, another, tmp_path / "whole")
     assert left_by(tmp_path / "run") == left_by(tmp_path / "whole")
 
 

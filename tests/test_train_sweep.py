@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
 from dataclasses import asdict, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import left_by, signal_at
 from splinterp import store as stores
 from splinterp.cli import main
 from splinterp.errors import Interrupted, SplinterpError
@@ -20,15 +20,14 @@ from splinterp.store.files import Lock
 from splinterp.train import Member, TrainConfig, TrainOptions, budget, members, parse_axes, stages, train, train_sweep, training
 from splinterp.train import checkpoint as files
 from splinterp.train.adam import AdamBaseline
-from splinterp.train.loop import Progress
 from splinterp.train.pam import PAM
 from splinterp.train.rows import Rows
 
 SITE, D_IN, D_SAE, N = "hook", 24, 96, 6000
 OPTIONS = TrainOptions(
-    method="pam", activation="topk", latents=D_SAE, expansion=8, k=6, k_start=None, k_anneal=0.2, l1=None, l0=None, bandwidth=None, revive="auxk", tokens=6500, epochs=None,
-    batch_size=256, lr=1e-2, warmup=None, decay=0.35, encoder_steps=1, mu_enc=0.0, nu_enc=0.0, mu_dec=0.0, nu_dec=0.0, alpha=0.0, beta=0.0,
-    ridge=None, decoder_steps=True, solve_every=3, memory_rows=2000, last_solve=None, memory=None, precision="auto", seed=0, order_seed=None,
+    method="pam", activation="topk", latents=D_SAE, expansion=None, k=6, k_start=None, k_anneal=None, l1=None, l0=None, bandwidth=None, revive="auxk", tokens=6500, epochs=None,
+    batch_size=256, lr=1e-2, warmup=None, decay=0.35, encoder_steps=1, mu_enc=None, nu_enc=None, mu_dec=None, nu_dec=None, alpha=None, beta=None,
+    ridge=None, decoder_steps=None, solve_every=3, memory_rows=2000, last_solve=None, memory=None, precision="auto", seed=0, order_seed=None,
 )  # fmt: skip
 
 
@@ -46,39 +45,8 @@ def saes(*told: str, **options: object) -> list[Member]:
     return members(replace(OPTIONS, **options), parse_axes(told), D_IN, 5632)  # type: ignore[arg-type]
 
 
-def without_times(value):
-    if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "rows_per_second")}
-    return value
-
-
-def left_by(directory: Path) -> dict[str, object]:
-    """What a run leaves, but for times."""
-    lines = [without_times(json.loads(line)) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return {
-        "names": sorted(path.name for path in directory.iterdir()),
-        "weights": (directory / "sae_weights.safetensors").read_bytes(),
-        "cfg": (directory / "cfg.json").read_text(),
-        "metrics": lines,
-        "settings": json.loads((directory / "run.json").read_text())["settings"],
-        "summary": without_times(json.loads((directory / "summary.json").read_text())),
-    }
-
-
 def all_left_by(out: Path) -> dict[str, object]:
     return {path.name: left_by(path) for path in out.iterdir() if path.is_dir()}
-
-
-def signal_at(rows: int, number: int = signal.SIGINT) -> Progress:
-    """A progress callback that sends this process a signal when so many rows have been trained on."""
-    left = [rows]
-
-    def progress(at: str, done: int, total: int, figures: dict[str, float]) -> None:
-        if left and at == "train" and done >= left[0]:
-            left.clear()
-            os.kill(os.getpid(), number)
-
-    return progress
 
 
 @pytest.mark.parametrize(
@@ -165,7 +133,9 @@ def test_interrupted_and_resumed_is_uninterrupted(store, tmp_path):
             Interrupted,
             match=r"Stopped after step \d+ of 26; .*sweep holds checkpoints of step \d+ for 4 of 4 SAEs and the SAEs so far\. .*--resume",
         ):
-            train_sweep(store, None, swept, tmp_path / "sweep", progress=signal_at(rows, number), resume=True, tell=told.append)
+            train_sweep(
+                store, None, swept, tmp_path / "sweep", progress=signal_at(rows, number=number), resume=True, tell=told.append
+            )
         assert len([sentence for sentence in told if "writing 4 checkpoints of" in sentence]) == 1
         assert all(load_sae(tmp_path / "sweep" / member.name).config.d_sae == D_SAE for member in swept)
 
@@ -354,9 +324,12 @@ def test_members_are_solved_without_a_gram_matrix_where_their_share_asks_for_it(
         (["last-solve=maybe"], "--sweep last-solve: 'maybe' is neither yes nor no"),
         (["method=pam,sgd"], "The sweep's method=sgd is refused: --method sgd is unknown"),
         (["k=4,97"], "The sweep's k=97 is refused: k=97 must be between 1 and"),
-        (["l1=1,2"], "The sweep's l1=1 is refused: --l1 belongs to --activation relu"),
-        (["l0=1,2"], "The sweep's l0=1 is refused: --l0 and --bandwidth belong to --activation jumprelu"),
-        (["activation=relu", "k=4,8"], "The sweep's activation=relu,k=4 and activation=relu,k=8 are one and the same SAE"),
+        (["l1=1,2"], "--l1 has no effect in this sweep without --activation relu; leave it out"),
+        (["activation=relu", "seed=0,1"], "--k has no effect in this sweep without --activation topk, batchtopk or jumprelu"),
+        (["expansion=2,4"], "--expansion has no effect in this sweep beside --latents"),
+        (["method=adam", "lr=auto,1e-3"], "--solve-every, --memory-rows have no effect in this sweep without --method pam"),
+        (["activation=relu,topk", "k=4,8"], "The sweep's activation=relu,k=4 and activation=relu,k=8 are one and the same SAE"),
+        (["method=pam,adam", "alpha=0,1"], "The sweep's method=adam,alpha=0 and method=adam,alpha=1 are one and the same SAE"),
     ],
     ids=str,
 )
@@ -373,6 +346,18 @@ def test_every_option_that_is_swept_is_one():
     options = {name for parameter in typer.main.get_command(app).commands["train"].params for name in parameter.opts}  # type: ignore[attr-defined]
     assert {f"--{name}" for name in SWEPT} <= options
     assert {name.replace("-", "_") for name in SWEPT} <= asdict(OPTIONS).keys()
+
+
+def test_an_option_that_one_member_uses_is_left_out_of_the_others():
+    given = {"k_start": 12, "k_anneal": 0.5, "l1": 2.0, "alpha": 0.5, "mu_enc": 0.1, "memory": 10**9}
+    topk, relu = (member.config for member in saes("activation=topk,relu", encoder_steps=2, **given))
+    assert (topk.k, topk.k_start, topk.k_anneal, topk.l1, topk.mu_enc) == (6, 12, 0.5, 0.0, 0.1)
+    assert (relu.k, relu.k_start, relu.k_anneal, relu.l1, relu.alpha) == (None, None, 0.2, 2.0, 0.5)
+    pam, adam = (member.config for member in saes("method=pam,adam", alpha=0.5, memory=10**9, decoder_steps=False))
+    assert (pam.alpha, pam.solve_every, pam.decoder_steps, pam.memory) == (0.5, 3, False, 10**9)
+    assert (adam.alpha, adam.solve_every, adam.decoder_steps, adam.memory) == (0.0, None, True, 10**9)
+    one, several = (member.config for member in saes("encoder-steps=1,2", mu_enc=0.1))
+    assert (one.mu_enc, several.mu_enc) == (0.0, 0.1)
 
 
 def test_what_follows_from_other_settings_does_so_for_each_member():

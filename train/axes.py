@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import SplinterpError
 from ..quantities import parse_quantity
 from .config import TrainConfig
+from .effects import no_effect, refuse
 from .settings import TrainOptions
 
 Axes = Mapping[str, Sequence[Any]]  # the values of each option that is swept, by its name
@@ -73,27 +74,33 @@ def parse_axes(told: Sequence[str]) -> Axes:
 def members(options: TrainOptions, axes: Axes, d_in: int, training_rows: int) -> list[Member]:
     """The SAEs of a sweep over `axes`, otherwise as `options` say; the last axis changes fastest.
 
-    All have the order of the rows in common: that of --order-seed, or else of --seed.
+    All have the order of the rows in common: that of --order-seed, or else of --seed. An option of which only some SAEs make use is left
+    out of the settings of the others.
 
     Raises:
-        SplinterpError: the settings of one cannot be, or two have the same.
+        SplinterpError: the settings of one cannot be, two have the same, or an option has no effect in any of them.
     """
     order = options.seed if options.order_seed is None else options.order_seed
     made: list[Member] = []
+    idle: list[dict[str, str]] = []  # what has no effect in each
     for values in product(*axes.values()):
         told = {name: shown(value) for name, value in zip(axes, values, strict=True)}
         name = ",".join(f"{axis}={value}" for axis, value in told.items())
         swept = {axis.replace("-", "_"): value for axis, value in zip(axes, values, strict=True)}
+        own = replace(options, **swept, order_seed=order)
+        idle.append(no_effect(own))
         try:
-            config = replace(options, **swept, order_seed=order).config(d_in, training_rows)
+            config = replace(own, **dict.fromkeys(idle[-1])).config(d_in, training_rows)
         except SplinterpError as error:
             raise SplinterpError(f"The sweep's {name} is refused: {error}") from None
-        same = next((other for other in made if other.config == config), None)
+        made.append(Member(name, told, replace(config, memory=options.memory)))  # it is theirs together
+    refuse({name: why for name, why in idle[0].items() if all(name in other for other in idle)}, " in this sweep")
+    for i, member in enumerate(made):
+        same = next((other for other in made[:i] if other.config == member.config), None)
         if same:
             raise SplinterpError(
-                f"The sweep's {same.name} and {name} are one and the same SAE; leave out what has no effect there."
+                f"The sweep's {same.name} and {member.name} are one and the same SAE; leave out what has no effect there."
             )
-        made.append(Member(name, told, config))
     return made
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from ..errors import SplinterpError
 from .auto import auto_batch_size, auto_lr
 from .config import TrainConfig
+from .effects import no_effect, refuse
 
-L1 = 5.0  # of relu, where none is given
+# Where none is given; `TrainConfig` has the other defaults.
+EXPANSION, K = 8, 32
+L1 = 5.0  # of relu
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,10 @@ class TrainOptions:
     method: str
     activation: str
     latents: int | None
-    expansion: int
-    k: int
+    expansion: int | None
+    k: int | None
     k_start: int | None
-    k_anneal: float
+    k_anneal: float | None
     l1: float | None
     l0: float | None
     bandwidth: float | None
@@ -33,14 +35,14 @@ class TrainOptions:
     warmup: float | None
     decay: float
     encoder_steps: int
-    mu_enc: float
-    nu_enc: float
-    mu_dec: float
-    nu_dec: float
-    alpha: float
-    beta: float
+    mu_enc: float | None
+    nu_enc: float | None
+    mu_dec: float | None
+    nu_dec: float | None
+    alpha: float | None
+    beta: float | None
     ridge: float | None
-    decoder_steps: bool
+    decoder_steps: bool | None
     solve_every: int | None
     memory_rows: int | None
     last_solve: bool | None
@@ -49,30 +51,31 @@ class TrainOptions:
     seed: int
     order_seed: int | None
 
+    @property
+    def solves_last(self) -> bool:
+        """Whether there is a last solve: for pam if nothing is said."""
+        return self.method == "pam" if self.last_solve is None else self.last_solve
+
     def config(self, d_in: int, training_rows: int) -> TrainConfig:
         """The settings for a site of width d_in with so many training rows.
 
         Raises:
-            SplinterpError: an option is out of its range, or does not go with another one.
+            SplinterpError: an option is out of its range, does not go with another one, or has no effect.
         """
-        if self.l1 is not None and self.activation != "relu":
-            raise SplinterpError(f"--l1 belongs to --activation relu; leave it out with {self.activation}.")
-        if (self.l0 is not None or self.bandwidth is not None) and self.activation != "jumprelu":
-            raise SplinterpError(
-                f"--l0 and --bandwidth belong to --activation jumprelu; leave them out with {self.activation}."
-            )
         rows = self.tokens if self.tokens is not None else (self.epochs or 1) * training_rows
         as_given = {field.name: getattr(self, field.name, None) for field in fields(TrainConfig)}
         relu = self.activation == "relu"
-        return TrainConfig(
+        config = TrainConfig(
             **{name: value for name, value in as_given.items() if value is not None}  # else TrainConfig's own default
             | {
-                "d_sae": self.latents or self.expansion * d_in,
-                "k": None if relu else self.k,
+                "d_sae": self.latents or (self.expansion or EXPANSION) * d_in,
+                "k": None if relu else self.k or K,
                 "l1": (L1 if self.l1 is None else self.l1) if relu else 0.0,
                 "rows": rows,
                 "batch_size": self.batch_size or auto_batch_size(rows),
                 "lr": auto_lr(d_in) if self.lr is None else self.lr,
-                "last_solve": self.method == "pam" if self.last_solve is None else self.last_solve,
+                "last_solve": self.solves_last,
             }
         )
+        refuse(no_effect(self))
+        return config

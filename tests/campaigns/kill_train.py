@@ -4,14 +4,13 @@
 
 Each run (PAM-SGD, its alternation as published, Adam, BatchTopK, or JumpReLU with resampling; 188 steps over two epochs of 12,000 rows, a checkpoint every 30 ms) is stopped up to 10
 times: by SIGKILL, or, one time in four, by SIGTERM or SIGINT, after which there must be a checkpoint of the last step. It is resumed
-each time by the command line, and at last left to finish; then `summary.json` and every line of `metrics.jsonl` must equal those of
-the uninterrupted run, but for times, and the weights byte for byte. Runs go on until there have been as many kills as asked for. The suite
+each time by the command line, and at last left to finish; then `summary.json`, every line of `metrics.jsonl` and the settings must equal
+those of the uninterrupted run, but for times, and the weights byte for byte. Runs go on until there have been as many kills as asked for. The suite
 runs a short form (tests/test_train_resume.py). `--methods N` takes the first N of the methods. Exit code 1 if anything failed.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -19,10 +18,10 @@ import time
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
 from common import SIGNALS, Outcome, command_line, differing, ended, forked, run_campaign, told
+from runs import contents_of
 from splinterp import store
 from splinterp.train import gradient, training
 from splinterp.train.checkpoint import CHECKPOINT, read_checkpoint
@@ -67,22 +66,6 @@ def start(folder: Path, out: Path, method: str) -> int:
     return forked(work)
 
 
-def without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: without_times(v) for name, v in value.items() if name not in ("seconds", "rows_per_second")}
-    return value
-
-
-def left_by(directory: Path) -> dict[str, Any]:
-    """What a finished run leaves, but for times."""
-    lines = (directory / "metrics.jsonl").read_text().splitlines()
-    return {
-        "summary.json": without_times(json.loads((directory / "summary.json").read_text())),
-        "metrics.jsonl": [without_times(json.loads(line)) for line in lines],
-        **{name: (directory / name).read_bytes() for name in ("cfg.json", "sae_weights.safetensors")},
-    }
-
-
 def step_kept(out: Path) -> int:
     """The step of the checkpoint in `out`; -1 where there is none."""
     return read_checkpoint(out / CHECKPOINT)[0].steps if (out / CHECKPOINT).exists() else -1
@@ -102,7 +85,7 @@ def campaign(args: Namespace, folder: Path) -> Outcome:
         at = time.monotonic()
         if ended(start(folder, folder / method, method)):
             return {}, [f"the uninterrupted run ({method}) failed"]
-        wholes[method], references[method] = time.monotonic() - at, left_by(folder / method)
+        wholes[method], references[method] = time.monotonic() - at, contents_of(folder / method)
         if not any(line["dead"] for line in references[method]["metrics.jsonl"]):
             return {}, [f"no latent was ever dead ({method}), so that none was revived"]
     while sum(done.values()) < args.kills and not failures:
@@ -131,7 +114,7 @@ def campaign(args: Namespace, folder: Path) -> Outcome:
             break
         failures += [
             f"run {runs} ({method}): {name} differs from the uninterrupted one"
-            for name in differing(left_by(out), references[method])
+            for name in differing(contents_of(out), references[method])
         ]
         shutil.rmtree(out)
     summary = {
