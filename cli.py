@@ -625,6 +625,35 @@ def refit(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUNS...", help="Run directories, finished or not; of a sweep all its runs. SAEs in SAELens's format."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML page too, with curves: compare.html.")] = None,
+    as_json: JsonOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Lay runs side by side: figures, curves, and the settings in which they differ."""
+    from .report import compare as report
+    from .report.runs import read_runs
+
+    if out is not None and out.exists() and not force:
+        raise SplinterpError(f"{out} exists already; give another --out, or --force to replace it.")
+    found, lacking = read_runs(runs)
+    if out is not None:
+        out.write_text(report.page(found, lacking), encoding="utf-8")
+    if as_json:
+        print(json.dumps(report.as_json(found, lacking), allow_nan=False))
+        return
+    report.print_comparison(out_console, found)
+    for note in report.notes(found, lacking):
+        err_console.print(f"Note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def demo(out: Annotated[Path, typer.Option(help="Where to leave the store and the runs.")] = Path("demo")) -> None:
     """The whole of it on the embedded model: harvest, train two ways, compare, and look at some latents."""
     from .demo import run_demo

@@ -109,8 +109,9 @@ def _middle(curves: Sequence[Sequence[Sequence[float]]], at: int) -> list[tuple[
 
 
 def _name(r: Mapping[str, Any]) -> str:
-    """Part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9.]+", "_", f"{Path(r['store']).name.removesuffix('.zarr')}-{r['site']}")
+    """Part of a file's name, which no other store and site has."""
+    store = Path(r["store"]).name.removesuffix(".zarr")
+    return re.sub(r"[^A-Za-z0-9.]+", "_", f"{store}_{r['fingerprint'][:6]}_{r['site']}")
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,8 +49,8 @@ def part_of(store: Store, site: str, rows: int) -> Iterator[Store]:
     if rows == available:
         yield store
         return
-    total = rows_for(rows)
-    if total > available:
+    total = rows_for(rows) if rows < available else None
+    if total is None or total > available:
         raise SplinterpError(
             f"{store.path} has {available:,} training rows, from which no store of {rows:,} training rows and its own held-out ones can be "
             "made; give fewer --rows, or all."
@@ -72,10 +73,8 @@ def part_of(store: Store, site: str, rows: int) -> Iterator[Store]:
 
 
 def rows_for(training: int) -> int:
-    """The rows of the smallest store that has so many training rows, or the next larger number that a store has, and holds some out."""
-    for blocks in range(max(2, training // BLOCK), 2 * training // BLOCK + 16):
-        if split_rows(blocks * BLOCK, "train") >= training:
-            found = range((blocks - 1) * BLOCK + 1, blocks * BLOCK + 1)
-            reached = next(n for rows in found if (n := split_rows(rows, "train")) >= training)
-            return next(rows for rows in reversed(found) if split_rows(rows, "train") == reached)
-    raise AssertionError(f"no store has {training} training rows")
+    """The rows of a store that has so many training rows, or the next larger number that a store has, and holds some out."""
+    blocks = bisect_left(range(2 * training // BLOCK + 16), training, 2, key=lambda n: split_rows(n * BLOCK, "train"))
+    found = range((blocks - 1) * BLOCK + 1, blocks * BLOCK + 1)
+    reached = next(n for rows in found if (n := split_rows(rows, "train")) >= training)
+    return next(rows for rows in reversed(found) if split_rows(rows, "train") == reached)

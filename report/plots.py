@@ -17,6 +17,8 @@ WIDTH, HEIGHT = 640, 400
 LEFT, RIGHT, TOP, BOTTOM = 70, 16, 34, 48
 LEGEND_LINE = 18
 MOST_TICKS = 9
+LARGEST = 1e100  # that is drawn
+ALIKE = 1e-6  # a relative difference that is not
 
 Scale = Literal["linear", "log"]
 
@@ -24,7 +26,7 @@ Scale = Literal["linear", "log"]
 @dataclass(frozen=True)
 class Series:
     """One line or cloud of points (x, y), in order of x; `spread` is the half length of a bar at each point. Points that are no finite
-    numbers, or not above zero on a logarithmic axis, are left out."""
+    numbers (or absurdly large ones), or not above zero on a logarithmic axis, are left out."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -86,7 +88,11 @@ class _Ruler:
     def __init__(self, values: Sequence[float], axis: Axis, first: float, last: float) -> None:
         self.axis, self.first, self.last = axis, first, last
         low, high = (self._of(f(values)) for f in (min, max))
-        room = 0.04 * (high - low) or 0.5 * (abs(low) if axis.scale == "linear" else 0.2) or 0.5
+        span, size = high - low, max(abs(low), abs(high))
+        if span > ALIKE * max(size, 1e-6):
+            room = 0.04 * span
+        else:  # as good as one value
+            room = (0.5 * size if axis.scale == "linear" else 0) or 0.2
         self.low, self.high = low - room, high + room
 
     def __call__(self, value: float) -> float:
@@ -112,7 +118,7 @@ class _Ruler:
 def _round_steps(low: float, high: float) -> list[float]:
     rough = (high - low) / 5
     unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= rough)
+    step = next((m * unit for m in (1, 2, 5) if m * unit >= rough), 10 * unit)
     return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
@@ -136,7 +142,7 @@ def _frame(across: _Ruler, up: _Ruler) -> list[str]:
 
 
 def _fits(value: float, axis: Axis) -> bool:
-    return math.isfinite(value) and (axis.scale == "linear" or value > 0)
+    return abs(value) < LARGEST and (axis.scale == "linear" or value > 1 / LARGEST)
 
 
 def _ends(s: Series, i: int, axis: Axis) -> tuple[float, float]:
