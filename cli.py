@@ -404,7 +404,7 @@ def train(
         float | None,
         typer.Option(help="Share of the run over which the rate rises. \\[default: 0.05, at most 1000 steps]"),
     ] = None,
-    decay: Annotated[float, typer.Option(help="Share of the run over which the rate falls to zero at the end.")] = 0.35,
+    decay: Annotated[float, typer.Option(help="Share of the run over which the rate falls to zero at the end.")] = 1.0,
     encoder_steps: Annotated[int, typer.Option(parser=quantity, help="M of Algorithm 3.1: gradient steps on each batch.")] = 1,
     mu_enc: Annotated[
         float | None, typer.Option(help="Pull of W_enc towards its value before the M steps (M > 1). \\[default: 0]")
@@ -432,6 +432,13 @@ def train(
             "--decoder-steps/--solve-only",
             help="Whether PAM's decoder also takes gradient steps between solves; "
             "without them it is Algorithm 3.1 as published. \\[default: decoder-steps]",
+        ),
+    ] = None,
+    pursuit: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of the encoder's pull towards better codes, a step of pursuit from its own, by which half of the decoder's "
+            "gradient goes too (topk); 0: none. \\[default: 0.3 for pam, unless --solve-only]",
         ),
     ] = None,
     solve_every: Annotated[
@@ -497,7 +504,7 @@ def train(
         bandwidth=bandwidth, revive=revive,
         tokens=tokens, epochs=epochs, batch_size=_unless_auto(batch_size, parse_quantity, "--batch-size"), lr=_unless_auto(lr, float, "--lr"),
         warmup=warmup, decay=decay, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec, nu_dec=nu_dec, alpha=alpha,
-        beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, solve_every=solve_every, memory_rows=memory_rows,
+        beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, pursuit=pursuit, solve_every=solve_every, memory_rows=memory_rows,
         last_solve=last_solve, memory=None if memory is None else parse_bytes(memory), precision=precision, seed=seed, order_seed=order_seed,
     )  # fmt: skip
     ranks = Ranks.of_environment()

@@ -296,7 +296,7 @@ def test_auxk_revives(store):
     """Latents that start dead (a large negative bias) come back with AuxK, and stay dead without it."""
 
     def dead_after_training(coefficient: float) -> int:
-        pam = PAM(D_IN, config(aux_coefficient=coefficient, dead_after=1000), CPU)
+        pam = PAM(D_IN, config(aux_coefficient=coefficient, dead_after=1000, pursuit=0.0), CPU)
         with torch.no_grad():
             pam.weights.b_enc[:30] = -3.0
         for x in Rows.of(store, SITE, CPU).training(256, 40_000, seed=0):

@@ -64,7 +64,7 @@ def test_they_begin_towards_what_is_left_of_rows_without_memory():
     for x in some[:4]:
         assert run.step(x, 5e-3).revived is None  # not dead for long enough
     with torch.no_grad():  # what a step of Adam leaves of a latent's moments must show
-        for p in run.gradient.optimizer.param_groups[0]["params"]:
+        for p in (p for group in run.gradient.optimizer.param_groups for p in group["params"]):
             run.gradient.optimizer.state[p]["exp_avg"].fill_(0.5)
     figures = run.step(some[4], 5e-3)
     assert figures.revived is not None

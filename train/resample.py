@@ -59,7 +59,7 @@ class Resampling:
         if weights.jumprelu and bool(live.any()):
             thresholds = weights.jumprelu.slow_log
             thresholds[dead] = thresholds[live].mean()
-        for p in optimizer.param_groups[0]["params"]:
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
             if len(p) == len(live) and p is not weights.b_dec:
                 for name in ("exp_avg", "exp_avg_sq"):
                     optimizer.state[p][name][dead] = 0

@@ -43,6 +43,7 @@ class TrainOptions:
     beta: float | None
     ridge: float | None
     decoder_steps: bool | None
+    pursuit: float | None
     solve_every: int | None
     memory_rows: int | None
     last_solve: bool | None
