@@ -21,6 +21,7 @@ from . import __version__
 from .bench.commands import bench
 from .errors import Interrupted, SaidElsewhere, SplinterpError
 from .options import quantity
+from .papers.commands import reproduce
 from .quantities import format_bytes, parse_bytes, parse_quantity
 from .ranks import speaks_for_all
 
@@ -38,6 +39,7 @@ app = typer.Typer(
     help="Harvest a language model's activations once; train sparse autoencoders on them many times.",
 )  # fmt: skip
 app.add_typer(bench)
+app.add_typer(reproduce)
 out_console = Console()
 err_console = Console(stderr=True)
 

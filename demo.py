@@ -29,7 +29,7 @@ def run_demo(out: Path, console: Console) -> None:
     times: dict[str, tuple[float, int]] = {}
 
     started = time.monotonic()
-    store, harvested = _store(out / "acts.zarr", console)
+    store, harvested = embedded_store(out / "acts.zarr", TOKENS, console)
     if harvested:
         times["harvest"] = (time.monotonic() - started, harvested)
 
@@ -84,22 +84,26 @@ def run_demo(out: Path, console: Console) -> None:
     )  # fmt: skip
 
 
-def _store(path: Path, console: Console) -> tuple[stores.Store, int]:
-    """The demo's store, harvested now or found whole from an earlier demo; and how many rows were harvested now."""
-    config = stage.HarvestConfig(layers=(LAYER,), tokens=TOKENS, out=path, resume=path.exists())
+def embedded_store(path: Path, tokens: int, console: Console) -> tuple[stores.Store, int]:
+    """The embedded model's activations at `path`, harvested now or found whole; and how many rows were harvested now.
+
+    Raises:
+        SplinterpError: another store is there.
+    """
+    config = stage.HarvestConfig(layers=(LAYER,), tokens=tokens, out=path, resume=path.exists())
     if path.exists():
         found = stores.open(path, unfinished=True)
         told = found.attributes
         if (told.get("model"), told.get("dataset")) != (config.model, *config.datasets) or tuple(found.sites) != config.sites:
-            raise SplinterpError(f"{path} is not the store of a demo; give the demo another --out.")
+            raise SplinterpError(f"{path} is another store than this makes there; give another --out.")
         if found.status == "complete":
-            console.print(f"The store of an earlier demo is used again: {path}, {found.rows:,} rows.", highlight=False)
+            console.print(f"The store that is there is used again: {path}, {found.rows:,} rows.", highlight=False)
             return found, 0
         console.print(f"An interrupted harvest is resumed: {path}.", highlight=False)
     planned = stage.plan(config)
     print_plan(console, planned)
-    with Bar("harvest", TOKENS, unit="tokens") as bar:
+    with Bar("harvest", tokens, unit="tokens") as bar:
         made = stage.harvest(config, lambda done, figures: bar.update(done, harvest_figures(figures)), planned=planned)
     if made is None:
-        raise SplinterpError("The demo runs in one process; start it without torchrun.")
-    return made, TOKENS
+        raise SplinterpError("This runs in one process; start it without torchrun.")
+    return made, tokens

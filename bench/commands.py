@@ -175,9 +175,9 @@ def quality(
 
     config = QualityBench(
         stores=tuple(store), out=out, site=site, rows=tuple(None if n == "all" else quantity(n) for n in rows or ()),
-        shares=_numbers(share, float, "--share"), share_of=share_of, seeds=_numbers(seeds, int, "--seeds"),
-        epochs=() if epochs == "auto" else _numbers(epochs, int, "--epochs"), factors=_numbers(rates, float, "--rates"),
-        fractions=_numbers(fractions, float, "--fractions"), batch_size=batch_size, latents=latents, expansion=expansion, k=k, device=device,
+        shares=numbers(share, float, "--share"), share_of=share_of, seeds=numbers(seeds, int, "--seeds"),
+        epochs=() if epochs == "auto" else numbers(epochs, int, "--epochs"), factors=numbers(rates, float, "--rates"),
+        fractions=numbers(fractions, float, "--fractions"), batch_size=batch_size, latents=latents, expansion=expansion, k=k, device=device,
         **({"methods": tuple(method)} if method else {}),
     )  # fmt: skip
     results = []
@@ -198,7 +198,8 @@ def quality(
         print(f"Plots: {', '.join(map(str, drawn))}.")
 
 
-def _numbers(text: str | None, parse: Callable[[str], N], option: str) -> tuple[N, ...]:
+def numbers(text: str | None, parse: Callable[[str], N], option: str) -> tuple[N, ...]:
+    """The values of an option that takes several with commas between them; typer.BadParameter otherwise."""
     try:
         return tuple(parse(part) for part in text.split(",")) if text else ()
     except ValueError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from splinterp.errors import SplinterpError
-from splinterp.evaluate import cross_entropies, evaluate_rows
+from splinterp.evaluate import cross_entropies, evaluate_rows, paired_gain
 from splinterp.sae import SAE, SAEConfig, to_dense
 
 D_IN, D_SAE = 10, 30
@@ -104,3 +106,15 @@ def test_cross_entropies_of_a_perfect_sae_and_by_hand(bridge_and_batches, gpt2_d
     assert ours.ce_ablated == pytest.approx(by_hand(lambda h: mean.expand_as(h)), abs=1e-4)
     recovered = (ours.ce_ablated - ours.ce_spliced) / (ours.ce_ablated - ours.ce_clean)
     assert ours.ce_recovered == pytest.approx(recovered)
+
+
+def test_a_gain_is_paired_row_by_row():
+    before, x = random_sae(), torch.randn(500, D_IN, generator=torch.Generator().manual_seed(3))
+    after = replace(before, W_dec=0.9 * before.W_dec)
+    gains = ((before(x) - x).square().sum(1) - (after(x) - x).square().sum(1)).double()
+    mean, error = paired_gain(before, after, x.split(64))
+    assert mean == pytest.approx(float(gains.mean()), rel=1e-5)
+    assert error == pytest.approx(float(gains.std()) / 500**0.5, rel=1e-5)
+    assert paired_gain(before, before, [x]) == (0, 0)
+    with pytest.raises(SplinterpError, match="too few rows"):
+        paired_gain(before, after, [x[:1]])

@@ -118,6 +118,8 @@ def last_solve(
     if without_gram is None and not group.first:
         return None  # without a Gram matrix each rank's codes are needed for the products
     whole = parts[0]
+    if whole.rows == 0:
+        raise SplinterpError("There are no training rows for the last solve.")
 
     def solve(relative: float, start: Tensor, accuracy: tuple[float, int]) -> Decoder:
         p = replace(penalties, mu=penalties.mu + relative * mean_diagonal(whole))
@@ -136,8 +138,6 @@ def last_solve(
     n_validation = round(parts[-1].rows) if tried else 0
     if one_in:
         whole.absorb(parts[1])  # type: ignore[arg-type]  # both are of one kind
-    if whole.rows == 0:
-        raise SplinterpError("There are no training rows for the last solve.")
     if chosen is not None and not exact:
         decoder = solve(chosen, decoder.W_dec, EXACT)
     if not group.first:
