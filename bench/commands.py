@@ -180,7 +180,7 @@ def quality(
         fractions=numbers(fractions, float, "--fractions"), batch_size=batch_size, latents=latents, expansion=expansion, k=k, device=device,
         **({"methods": tuple(method)} if method else {}),
     )  # fmt: skip
-    results = []
+    results, drawn = [], []
     with Bar("quality", None) as bar:
         for result in run(
             config,

@@ -89,10 +89,8 @@ class _Ruler:
         self.axis, self.first, self.last = axis, first, last
         low, high = (self._of(f(values)) for f in (min, max))
         span, size = high - low, max(abs(low), abs(high))
-        if span > ALIKE * max(size, 1e-6):
-            room = 0.04 * span
-        else:  # as good as one value
-            room = (0.5 * size if axis.scale == "linear" else 0) or 0.2
+        around_one = (0.5 * size if axis.scale == "linear" else 0) or 0.2
+        room = 0.04 * span if span > ALIKE * max(size, 1e-6) else around_one
         self.low, self.high = low - room, high + room
 
     def __call__(self, value: float) -> float:

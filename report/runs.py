@@ -152,11 +152,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     text = path.read_bytes().decode("utf-8", errors="replace")
     try:
         found = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    except ValueError:
-        found = [None]
-    if not all(isinstance(line, dict) for line in found):
-        raise SplinterpError(f"{path} is damaged: it does not hold a JSON object a line.")
-    return found
+        if all(isinstance(line, dict) for line in found):
+            return found
+    except ValueError as error:
+        raise SplinterpError(f"{path} is damaged: {error}.") from None
+    raise SplinterpError(f"{path} is damaged: it does not hold a JSON object a line.")
 
 
 def _is_number(value: object) -> bool:
