@@ -41,13 +41,14 @@ from .contest import measure
 BARE, ROUNDED, SOLVE = "bare product", "rounded product", "solve"
 # The contenders' names in the JSON object, and in the table.
 NAMES = {
-    "pam": "our PAM step, statistics and solves in it",
+    "pam": "our PAM step as it comes: pursuit, no solves on the way",
+    "alternating": "our PAM step with statistics and solves in it, no pursuit",
     "adam": "our Adam step",
     "gram": "the Gram matrix alone",
     "plain_adam": "plain dense Adam step (autograd)",
     "saelens": "SAELens TopK training step",
 }
-# Parts of the PAM step, timed on their own in the same rounds; each finds its input in a warmer or colder cache than within the step.
+# Parts of the alternating step, timed on their own in the same rounds; each finds its input in a warmer or colder cache than within the step.
 PRODUCT, TOP_K, GRADIENTS, ADAM, STATISTICS = "product", "top-k", "decoding and gradients", "Adam, unit norms", "statistics"
 TORCH_TOP_K = "torch's topk"  # beside ours, on a GPU
 BATCHES = 3  # of rows, taken in turn
@@ -88,11 +89,11 @@ class TrainBench:
                 raise SplinterpError(f"The {what} must be at least 1, not {value}.")
         self.train_config("pam")  # refuses the rest
 
-    def train_config(self, method: Method) -> TrainConfig:
+    def train_config(self, method: Method, pursuit: float | None = None) -> TrainConfig:
         """Of a run without end in which no latent counts as dead."""
         return TrainConfig(
             method=method, activation="topk", d_sae=self.latents, k=self.k, rows=10**12, batch_size=self.rows, lr=1e-4, dead_after=10**12,
-            precision=self.precision, memory=self.memory,
+            precision=self.precision, memory=self.memory, pursuit=pursuit,
         )  # fmt: skip
 
     @property
@@ -140,11 +141,16 @@ def run(config: TrainBench, progress: Callable[[], None] | None = None) -> dict[
                 {n: timed(c) for n, c in contenders.items()}, config.rounds, lambda _: synchronise(), progress or (lambda: None)
             )
         threads = torch.get_num_threads()
-    seconds["pam"] = [step + solve / solve_every for step, solve in zip(seconds["pam"], seconds[SOLVE], strict=True)]
+    seconds["alternating"] = [
+        step + solve / solve_every for step, solve in zip(seconds["alternating"], seconds[SOLVE], strict=True)
+    ]
     units = {name: [t / bare for t, bare in zip(times, seconds[BARE], strict=True)] for name, times in seconds.items()}
     median = {name: statistics.median(times) for name, times in units.items()}
     limit = seconds.get(ROUNDED, seconds[BARE])
-    shares = {name: statistics.median(p / t for p, t in zip(limit, seconds[name], strict=True)) for name in ("pam", "adam")}
+    shares = {
+        name: statistics.median(p / t for p, t in zip(limit, seconds[name], strict=True))
+        for name in ("pam", "alternating", "adam")
+    }
     parts = {name: median[name] for name in (PRODUCT, TOP_K, GRADIENTS, ADAM, STATISTICS)}
     return {
         "shape": {"rows": config.rows, "d_in": config.d_in, "latents": config.latents, "k": config.k},
@@ -167,7 +173,8 @@ def _contenders(config: TrainBench, device: torch.device) -> tuple[dict[str, Cal
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(config.rows, config.d_in, generator=generator).to(device) for _ in range(BATCHES)]
     turn = cycle(batches)
-    pam = PAM(config.d_in, config.train_config("pam"), device)
+    pursuing = PAM(config.d_in, config.train_config("pam"), device)
+    pam = PAM(config.d_in, config.train_config("pam", pursuit=0.0), device)
     solve_every, pam.solve_every = pam.solve_every, 10**12  # solves are timed on their own
     adam = AdamBaseline(config.d_in, config.train_config("adam"), device)
     x, w, lr = batches[0], pam.weights, 1e-4
@@ -194,7 +201,8 @@ def _contenders(config: TrainBench, device: torch.device) -> tuple[dict[str, Cal
     contenders: dict[str, Callable[[], object]] = {
         BARE: lambda: torch.mm(x, W_enc),
         ROUNDED: _rounded_product(x, W_enc, rounded),
-        "pam": lambda: pam.step(next(turn), lr),
+        "pam": lambda: pursuing.step(next(turn), lr),
+        "alternating": lambda: pam.step(next(turn), lr),
         "adam": lambda: adam.step(next(turn), lr),
         "plain_adam": lambda: theirs(plain),
         SOLVE: lambda: pam.take(pam.solve()),
@@ -206,7 +214,7 @@ def _contenders(config: TrainBench, device: torch.device) -> tuple[dict[str, Cal
     }
     if isinstance(pam_statistics, Window):
         contenders[STATISTICS] = lambda: pam_statistics.add(x, codes)
-    else:
+    elif pam_statistics:
         gram = pam_statistics.gram
         contenders["gram"] = lambda: add_gram(gram, codes, pattern, NEXT_TO_NOTHING)
         contenders[STATISTICS] = lambda: pam_statistics.add(x, codes, pattern, figures.cross)
@@ -282,7 +290,7 @@ def table(result: dict[str, Any]) -> str:
             lines.append(f"| {told} | {units[name]:.2f} ({low:.2f}–{high:.2f}) | {units[name] / units['pam']:.2f} |")
     parts = ", ".join(f"{name} {value:.2f}" for name, value in result["parts"].items())
     gram = "; the Gram matrix is in the statistics" if units["gram"] is not None else ""
-    lines += ["", f"Our PAM step's parts, each on its own, in units: {parts}{gram}."]
+    lines += ["", f"The alternating step's parts, each on its own, in units: {parts}{gram}."]
     shares = ", ".join(f"{name} {value:.2f}" for name, value in result["shares"].items())
     lines += [
         "",

@@ -24,8 +24,8 @@ from splinterp.train import TrainConfig, train, training
 from splinterp.train import checkpoint as files
 from splinterp.train.loop import Progress
 from splinterp.train.pam import PAM
-from splinterp.train.schedule import lr_at
 from splinterp.train.rows import Rows
+from splinterp.train.schedule import lr_at
 
 SITE, D_IN, D_SAE, N = "hook", 24, 96, 6000
 CONFIG = TrainConfig(

@@ -16,8 +16,8 @@ def auto_batch_size(rows: int) -> int:
 
 
 def auto_lr(d_in: int) -> float:
-    """The peak learning rate for rows of mean square 1 per dimension: 8e-3 at d_in=192, falling as the square root of d_in.
+    """The peak learning rate for rows of mean square 1 per dimension: 1e-2 at d_in=192, falling as the square root of d_in.
 
-    Fitted to sweeps at d_in = 192, 576 and 784 (bench/RESULTS.md); wider sites are an extrapolation.
+    Fitted to sweeps at d_in = 192 and 784 (bench/RESULTS.md); wider sites are an extrapolation.
     """
-    return 8e-3 * (192 / d_in) ** 0.5
+    return 1e-2 * (192 / d_in) ** 0.5

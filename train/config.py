@@ -48,7 +48,7 @@ class TrainConfig:
         alpha, beta, mu_dec, nu_dec: the decoder's penalties of Theorem C.1; anchors are the decoder's current values.
         ridge: relative ridge towards the present decoder, in units of the centred Gram matrix's mean diagonal; None: chosen on validation
             rows in the last solve.
-        solve_every: steps between two solves; None: chosen from their cost.
+        solve_every: steps between two solves; None: chosen from their cost, but see `alternates`.
         memory_rows: how many rows the statistics remember (an exponential window); None: chosen from d_sae.
         last_solve: whether the finished encoder's decoder is solved once more over all training rows.
         revive: what is done for dead latents: auxk (a loss by which they reconstruct what the live ones leave), resample (they begin anew
@@ -157,6 +157,12 @@ class TrainConfig:
         if self.pursuit is not None:
             return self.pursuit
         return PURSUIT if self.method == "pam" and self.activation == "topk" and self.decoder_steps else 0.0
+
+    @property
+    def alternates(self) -> bool:
+        """Whether the decoder is solved for on the way too, not at the end alone: in pam, unless the gradient steps go towards pursuit, beside
+        which solves gained nothing and cost up to 3 % on few rows (bench/RESULTS.md); with it where their cadence or memory is given."""
+        return self.method == "pam" and not (self.pull and self.solve_every is None and self.memory_rows is None)
 
     @property
     def seed_of_order(self) -> int:

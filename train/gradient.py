@@ -12,7 +12,7 @@ from .config import TrainConfig
 from .dead import DeadLatents
 from .encoder import Weights
 from .jumprelu import firing
-from .pursuit import pursue
+from .pursuit import DECODER_SHARE, pursue
 from .resample import Resampling
 from .sparse import Pursuit, add_auxk, dense_pass, sparse_pass, through_relu
 from .state import State, joined, part
@@ -54,6 +54,7 @@ class GradientSteps:
             [{"params": self.encoder, "rate": 1.0}, {"params": of_decoder, "rate": DECODER_RATE}],
             lr=config.lr, betas=BETAS, fused=True,
         )  # fmt: skip
+        self.rate = config.lr  # of the step in hand
         self.resampling = Resampling(config) if config.revive == "resample" else None
         self._pre = torch.empty(0, config.d_sae, device=weights.b_enc.device)
         self._room = self._pre.clone()
@@ -65,6 +66,7 @@ class GradientSteps:
             rows: of the batch, over all ranks; None: N.
         """
         rows = len(x) if rows is None else rows
+        self.rate = lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["rate"]
         start = [p.detach().clone() for p in self.encoder] if self._proximal else None
@@ -133,17 +135,9 @@ class GradientSteps:
         else:
             pursuit = self._pursuit(x, codes, pre) if c.pull and isinstance(codes, SparseCodes) else None
             done = sparse_pass(
-                x,
-                codes,
-                w.W_dec,
-                w.b_dec,
-                self.decoder,
-                through,
-                rows,
-                moment=self.moment,
-                pursuit=pursuit,
-                pull=c.pull,
-            )
+                x, codes, w.W_dec, w.b_dec, self.decoder, through, rows, moment=self.moment, pursuit=pursuit, pull=c.pull,
+                share=DECODER_SHARE * self.rate / c.lr,
+            )  # fmt: skip
         w.group.sum_(done.squared_error)
         loss = done.squared_error / numel + penalty
         if c.revive == "auxk" and c.aux_coefficient and len(dead := self.dead.indices()):

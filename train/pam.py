@@ -8,6 +8,8 @@ What differs from the page, and why:
 - The statistics forget (an exponential window of `memory_rows`): old codes are those of an encoder that has moved on.
 - With `decoder_steps` (the default) the decoder also takes the gradient steps, and each solve re-anchors it: between solves it then
   follows the encoder instead of standing still. Without it this is the alternation as published.
+- TopK's gradient steps go towards better codes than the encoder's (train/pursuit.py). Beside them solves on the way gained nothing, so that
+  by default there are none (`TrainConfig.alternates`): the decoder is solved for at the end, over all rows.
 - Where the Gram matrix does not fit the memory budget, the statistics are a plain window of the last rows with their sparse codes, and
   solves are by conjugate gradients from the present decoder.
 - Solves with the Gram matrix within training are in float32 where the matrix is well conditioned, and no more often than their cost allows; the last solve,
@@ -45,19 +47,26 @@ class PAM:
     def __init__(self, d_in: int, config: TrainConfig, device: torch.device, group: Group = ALONE) -> None:
         self.config, self.group, self.weights = config, group, Weights(d_in, config, device, group)
         by_cg = solves_by_cg(config, device)
+        alternates = config.alternates
         # With one small step a batch, and a decoder that follows by itself, the codes of the step's own forward pass will do.
         self.fresh_enough = config.decoder_steps and config.encoder_steps == 1
-        self.gradient = GradientSteps(self.weights, config, config.decoder_steps, moment=self.fresh_enough and not by_cg)
-        self.memory_rows, self.solve_every = cadence(config, d_in, by_cg)
-        self.statistics = (
-            _window(d_in, config, self.memory_rows, device, group) if by_cg else Statistics(d_in, config.d_sae, device)
+        self.gradient = GradientSteps(
+            self.weights, config, config.decoder_steps, moment=alternates and self.fresh_enough and not by_cg
         )
+        self.memory_rows, self.solve_every = cadence(config, d_in, by_cg)
+        self.statistics: Statistics | Window | None = None
+        if alternates:
+            self.statistics = (
+                _window(d_in, config, self.memory_rows, device, group) if by_cg else Statistics(d_in, config.d_sae, device)
+            )
         self.batches = 0
 
     def step(self, x: Tensor, lr: float, rows: int | None = None) -> StepFigures:
         """One batch of normalised rows, of which x [N, d_in] is this rank's share; it has `rows` in all (None: N)."""
         rows = len(x) if rows is None else rows
         figures = self.gradient.step(x, lr, rows)  # (a)
+        if self.statistics is None:
+            return figures
         with torch.no_grad():  # (b)
             if figures.revived is not None:
                 self.statistics.forget(figures.revived)
@@ -90,30 +99,36 @@ class PAM:
         """On the first rank the state of all of them, as of a single process; all ranks ask together."""
         if isinstance(self.statistics, Window):
             return self.state() | joined(statistics=self.statistics.whole_state())
-        self.statistics.sum_to_first(self.group)
+        if self.statistics:
+            self.statistics.sum_to_first(self.group)
         return self.state()
 
     def dealt(self, state: State) -> dict[str, Tensor]:
         """Of the statistics in a state that the first rank has, what is this rank's to load; all ranks ask together."""
         if isinstance(self.statistics, Window):
             return joined(statistics=self.statistics.dealt(part(state, "statistics")))
+        if self.statistics is None:
+            return {}
         return joined(statistics=part(state, "statistics") if self.group.first else self.statistics.state())
 
     def state(self) -> dict[str, Tensor]:
         """See `train.state`."""
-        parts = joined(weights=self.weights.state(), gradient=self.gradient.state(), statistics=self.statistics.state())
+        kept = self.statistics.state() if self.statistics else {}
+        parts = joined(weights=self.weights.state(), gradient=self.gradient.state(), statistics=kept)
         return parts | {"batches": number(self.batches)}
 
     def load_state(self, state: State) -> None:
         """Go on where `state` was taken."""
         self.weights.load_state(part(state, "weights"))
         self.gradient.load_state(part(state, "gradient"))
-        self.statistics.load_state(part(state, "statistics"))
+        if self.statistics:
+            self.statistics.load_state(part(state, "statistics"))
         self.batches = int(state["batches"])
 
     def solve(self) -> Decoder:
         """Theorem C.1 for the statistics as they are, from the present decoder."""
         c, w = self.config, self.weights
+        assert self.statistics
         s = self.statistics.moments() if isinstance(self.statistics, Window) else self.statistics
         ridge = (ANCHOR if c.ridge is None else c.ridge) * mean_diagonal(s)
         penalties = Penalties(alpha=c.alpha, beta=c.beta, mu=c.mu_dec + ridge, nu=c.nu_dec)
@@ -124,7 +139,7 @@ class PAM:
     def take(self, decoder: Decoder) -> None:
         """Go on with a solved decoder."""
         factors = self.weights.set_decoder(decoder.W_dec, decoder.b_dec)
-        if factors is not None:
+        if factors is not None and self.statistics:
             self.statistics.rescale_latents(factors)
 
 

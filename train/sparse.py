@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..sae import ByLatent, Codes, RaggedCodes, SparseCodes, by_latent, decode, kernels_for, sum_rows
 from .dead import auxk_loss
-from .pursuit import DECODER_SHARE, Pursued
+from .pursuit import Pursued
 
 # Given the gradient by the codes' entries h, which may be overwritten, returns that by their pre-activations g, of the same shape.
 Backward = Callable[[Tensor], Tensor]
@@ -54,7 +54,7 @@ def through_relu(codes: Codes, l1: float = 0.0) -> Backward:
 
 def sparse_pass(
     x: Tensor, codes: SparseCodes | RaggedCodes, W_dec: Tensor, b_dec: Tensor, decoder: bool = True, through: Backward | None = None,
-    rows: int | None = None, *, moment: bool = False, pursuit: Pursuit | None = None, pull: float = 0.0,
+    rows: int | None = None, *, moment: bool = False, pursuit: Pursuit | None = None, pull: float = 0.0, share: float = 0.0,
 ) -> Pass:  # fmt: skip
     """The loss Σ‖x̂ − x‖²/(N·d_in) of rows x [N, d_in] with their codes, and its gradients; the decoder's if asked for.
 
@@ -63,8 +63,8 @@ def sparse_pass(
         through: the activation's part of the way back; ReLU's if left out.
         moment: whether Zᵀx will be wanted too. A GPU's kernel takes it from the rows of x that it gathers for ∂W_enc; a CPU gains nothing
             by that, and makes it later.
-        pursuit: gives better codes, towards whose support the encoder is drawn with the weight λ = `pull`, and which have a share of the
-            decoder's gradient (train/pursuit.py). The loss that is told stays that of the codes.
+        pursuit: gives better codes, towards whose support the encoder is drawn with the weight λ = `pull`, and which have the `share` of
+            the decoder's gradient (train/pursuit.py). The loss that is told stays that of the codes.
     """
     pattern = by_latent(codes, len(W_dec))
     with torch.enable_grad():  # for the values alone: embedding_bag's own gradient is the gathered product e_r·W_dec,i
@@ -82,7 +82,7 @@ def sparse_pass(
         W_enc_rows, cross = kernels.sum_rows(pattern, x, by_pre, codes.values)
     else:
         W_enc_rows, cross = sum_rows(pattern, by_pre, x), None
-    ours = scale * (1 - DECODER_SHARE) if better else scale
+    ours = scale * (1 - share) if better else scale
     gradients = Gradients(
         W_enc_rows,
         b_enc,
@@ -90,7 +90,7 @@ def sparse_pass(
         ours * error.sum(0) if decoder else None,
     )
     if better:
-        _add_pursuit(gradients, x, better, pull * scale, scale * DECODER_SHARE)
+        _add_pursuit(gradients, x, better, pull * scale, share * scale)
     return Pass(error.square().sum(), error, gradients, pattern, cross)
 
 
