@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .train import MemberResult
 
 T = TypeVar("T")
-(_UsageError,) = typer.BadParameter.__bases__  # which typer itself has no name for
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # typer itself has no name for it
 _SAID_WITHIN = 5.0  # seconds that the first rank has for saying how a command is used
 
 app = typer.Typer(

@@ -107,7 +107,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             pyarrow.input_stream(str(path), compression=compression) as stream,
             io.BufferedReader(stream, UNPACKED_AT_ONCE) as file,
         ):
-            yield file  # type: ignore[misc]
+            yield file
     except OSError as error:
         if error.strerror:
             raise TextError(f"{path} cannot be read: {error.strerror}.") from None

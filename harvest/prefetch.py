@@ -18,10 +18,10 @@ def prefetched(items: Iterator[T], depth: int) -> Iterator[Iterator[T]]:
     An exception raised by `items` is raised where its item would have come. Leaving the block, however, stops the worker
     after the item at hand.
     """
-    ready: queue.Queue[tuple[str, T | BaseException | None]] = queue.Queue(depth)
+    ready: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(depth)  # an item, an error, or the end
     stop = threading.Event()
 
-    def put(entry: tuple[str, T | BaseException | None]) -> None:
+    def put(entry: tuple[T] | BaseException | None) -> None:
         while not stop.is_set():
             try:
                 ready.put(entry, timeout=0.1)
@@ -32,22 +32,21 @@ def prefetched(items: Iterator[T], depth: int) -> Iterator[Iterator[T]]:
     def work() -> None:
         try:
             for item in items:
-                put(("item", item))
+                put((item,))
                 if stop.is_set():
                     return
-            put(("end", None))
+            put(None)
         except BaseException as error:
-            put(("error", error))
+            put(error)
 
     def results() -> Iterator[T]:
         while True:
-            kind, value = ready.get()
-            if kind == "end":
+            entry = ready.get()
+            if entry is None:
                 return
-            if kind == "error":
-                assert isinstance(value, BaseException)
-                raise value
-            yield value  # type: ignore[misc]
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry[0]
 
     worker = threading.Thread(target=work, name="splinterp-prefetch", daemon=True)
     worker.start()

@@ -46,7 +46,8 @@ class _Decode(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, by_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx, *by_outs: Tensor) -> tuple[Tensor | None, ...]:
+        (by_out,) = by_outs
         indices, values, W_dec = ctx.saved_tensors
         _, of_values, of_W_dec, of_b_dec = ctx.needs_input_grad
         by_out = by_out.contiguous()
@@ -59,7 +60,7 @@ class _Decode(torch.autograd.Function):
 
 def decode(indices: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
     """x̂_r = Σ_j values_rj·W_dec[indices_rj] + b_dec: int64 and float32 [N, k], [d_sae, d_in], [d_in] -> [N, d_in]; differentiable."""
-    return _Decode.apply(indices.contiguous(), values.contiguous(), W_dec, b_dec)  # type: ignore[return-value]
+    return _Decode.apply(indices.contiguous(), values.contiguous(), W_dec, b_dec)
 
 
 def code_gradient(error: Tensor, indices: Tensor, W_dec: Tensor) -> Tensor:

@@ -92,9 +92,9 @@ class RemoteRows:
         wanted = list(dict.fromkeys(block for a, b in spans for block, *_ in self._parts(a, b)))
         known = self._now | self._next
         self._now = self._next
-        new = [block for block in wanted if block not in known]
-        coming = self._thread.submit(self._load, new) if new else None
-        self._next = {block: known.get(block, coming) for block in wanted}  # type: ignore[misc]
+        self._next = {block: known[block] for block in wanted if block in known}
+        if new := [block for block in wanted if block not in known]:
+            self._next |= dict.fromkeys(new, self._thread.submit(self._load, new))
 
     def read(self, a: int, b: int, into: memoryview) -> int:
         """Read rows [a, b), announced or not, to the beginning of `into`; returns their number.

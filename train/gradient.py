@@ -121,8 +121,9 @@ class GradientSteps:
         if w.jumprelu:
             assert w.k is not None
             codes, through, penalty = w.jumprelu.forward(pre, w.k, rows, w.group)
+            told = firing(codes)
         else:
-            codes = w.activate(pre, rows)
+            told = codes = w.activate(pre, rows)
             l1 = c.l1 / numel
             through, penalty = through_relu(codes, l1), 0.0
             if l1:
@@ -146,10 +147,8 @@ class GradientSteps:
             loss = loss + revival
         for name, gradient in done.gradients._asdict().items():
             getattr(w, name).grad = gradient
-        pattern = done.pattern
-        if w.jumprelu:
-            codes, pattern = firing(codes), None  # type: ignore[arg-type]
-        return StepFigures(float(loss), float(done.squared_error), codes, pattern, done.error, done.cross)
+        pattern = None if w.jumprelu else done.pattern
+        return StepFigures(float(loss), float(done.squared_error), told, pattern, done.error, done.cross)
 
     def _pursuit(self, x: Tensor, codes: SparseCodes, pre: Tensor) -> Pursuit:
         w = self.weights

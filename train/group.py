@@ -178,7 +178,8 @@ class Group:
             with self._in_touch():
                 # All at once: each waits for the network on its own.
                 for work in [dist.all_reduce(tensor, how, async_op=True) for tensor in tensors]:
-                    work.wait()  # type: ignore[union-attr]
+                    assert work is not None  # or this process were none of the group's
+                    work.wait()
 
     def _pass(self, tensor: Tensor, rank: int, how: Any) -> None:
         with self._in_touch():

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from io import BufferedRandom
 from itertools import chain
 from pathlib import Path
-from typing import IO
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class CodeCache:
         self.memory, self.directory, self.device = memory, directory, torch.device(device)
         self._held: list[SparseCodes] = []
         self._held_bytes = 0
-        self._file: IO[bytes] | None = None
+        self._file: BufferedRandom | None = None
         self._blocks: list[tuple[int, int, torch.dtype]] = []  # in the file: rows, k, dtype of the values
 
     def append(self, codes: SparseCodes) -> None:
@@ -82,7 +82,7 @@ class CodeCache:
         for rows, k, dtype in self._blocks:
             indices, values = torch.empty(rows, k, dtype=torch.int32), torch.empty(rows, k, dtype=dtype)
             for tensor in (indices, values):
-                self._file.readinto(tensor.numpy().data)  # type: ignore[attr-defined]
+                self._file.readinto(tensor.numpy().data)
             yield SparseCodes(indices.to(self.device), values.to(self.device))
 
 
