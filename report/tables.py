@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,8 @@ def print_train_plan(
 
 
 def print_sweep(console: Console, results: Sequence[MemberResult]) -> None:
-    """The SAEs of a sweep, a line each: what sets it apart, and its figures on held-out rows; the lowest FVU is marked."""
+    """The SAEs of a sweep, a line each: what sets it apart, and its figures on held-out rows; the lowest FVU is marked. Then those that
+    diverged."""
     summaries = [result.summary for result in results if result.summary]
     best, n = min(summary["fvu"] for summary in summaries), summaries[0]["n_rows"]
     table = Table(title=f"On {n:,} held-out rows (dead: fired on none of them)", title_justify="left")
@@ -126,15 +127,19 @@ def print_sweep(console: Console, results: Sequence[MemberResult]) -> None:
     for result in results:
         own, s = result.member.values.values(), result.summary
         if s is None:
-            table.add_row(*own, "–", "–", "–", "–", "–", "–", f"diverged by step {result.diverged:,}", style="red")
+            table.add_row(*own, "–", "–", "–", "–", "–", "–", "diverged", style="red")
             continue
         before, solve = s["before_last_solve"], s["seconds"].get("last_solve")
         table.add_row(
-            *own, f"{s['fvu']:.4f}", f"{(before or s)['fvu']:.4f}", f"{s['l0']:.1f}", f"{s['dead_fraction']:.1%}",
+            *own, _fvu(s), _fvu(before or s), f"{s['l0']:.1f}", f"{s['dead_fraction']:.1%}",
             format_seconds(s["seconds"]["train"]), format_seconds(solve) if solve is not None else "–", "best" if s["fvu"] == best else "",
             style="bold" if s["fvu"] == best else None,
         )  # fmt: skip
-    console.print(table)
+    _print_whole(console, table)
+    for result in results:
+        if result.diverged is not None:
+            told = f"{result.member.name} diverged by step {result.diverged:,}."
+            console.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_results(console: Console, summaries: dict[str, dict[str, Any]]) -> None:
@@ -146,10 +151,22 @@ def print_results(console: Console, summaries: dict[str, dict[str, Any]]) -> Non
     for name, s in summaries.items():
         solve = s["seconds"].get("last_solve")
         table.add_row(
-            name, f"{s['fvu']:.4f}", f"{s['l0']:.1f}", f"{s['dead_fraction']:.1%}", format_count(s["rows_trained"]),
+            name, _fvu(s), f"{s['l0']:.1f}", f"{s['dead_fraction']:.1%}", format_count(s["rows_trained"]),
             format_count(s["rows_per_second"]), format_seconds(s["seconds"]["train"]), format_seconds(solve) if solve is not None else "–",
         )  # fmt: skip
-    console.print(table)
+    _print_whole(console, table)
+
+
+def _fvu(figures: Mapping[str, Any]) -> str:
+    """The FVU in at most eight characters, also where it is nowhere near 1."""
+    fvu = figures["fvu"]
+    return f"{fvu:.4f}" if fvu < 100 else f"{fvu:.2e}"
+
+
+def _print_whole(console: Console, table: Table) -> None:
+    """Print a table as wide as it is: the lines of one that is wider than the terminal run over, where rich would cut figures off."""
+    table.width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    console.print(table, crop=False)
 
 
 def print_refit(console: Console, out: Path, s: dict[str, Any]) -> None:
