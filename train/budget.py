@@ -35,7 +35,9 @@ def solves_by_cg(config: TrainConfig, device: torch.device) -> bool:
         SplinterpError: they would have to, but codes of this activation are dense.
     """
     needed, budget = gram_bytes(config), memory_budget(config, device)
-    if needed <= budget or (config.method == "adam" and not config.last_solve):
+    if not (config.last_solve or config.alternates):
+        return False
+    if needed <= budget:
         return False
     if config.activation != "topk":
         raise SplinterpError(
@@ -43,6 +45,20 @@ def solves_by_cg(config: TrainConfig, device: torch.device) -> bool:
             "codes of topk can be solved for without it: raise --memory, or train fewer --latents."
         )
     return True
+
+
+def check_machine(config: TrainConfig, device: torch.device) -> None:
+    """See at once, and not when the steps are done, that the device has the memory for solves with the Gram matrix.
+
+    Raises:
+        SplinterpError: it has not.
+    """
+    needed, there = gram_bytes(config), total_memory(device)
+    if needed > there and (config.last_solve or config.alternates):
+        raise SplinterpError(
+            f"There is not enough memory for {config.d_sae:,} latents: solves take up to {format_bytes(needed)}, which --memory allows, and "
+            f"there are {format_bytes(there)}; lower --memory or use fewer --latents."
+        )
 
 
 def codes_bytes(config: TrainConfig, d_in: int, device: torch.device) -> int:
@@ -87,8 +103,8 @@ def shares(configs: Sequence[TrainConfig], d_in: int, device: torch.device) -> l
         SplinterpError: a part is too small even without a Gram matrix, or the machine has not the memory for all runs.
     """
     n, budget = len(configs), memory_budget(configs[0], device)
-    kept = [8 * config.d_sae**2 if config.method == "pam" else 0 for config in configs]
-    solving = [gram_bytes(c) - own if c.method == "pam" or c.last_solve else 0 for c, own in zip(configs, kept, strict=True)]
+    kept = [8 * config.d_sae**2 if config.alternates else 0 for config in configs]
+    solving = [gram_bytes(c) - own if c.alternates or c.last_solve else 0 for c, own in zip(configs, kept, strict=True)]
     together = sum(kept) + max(solving)
     fits = together <= budget
     parts = [budget - (sum(kept) - own) if fits else max(1, budget // n) for own in kept]
@@ -102,7 +118,8 @@ def shares(configs: Sequence[TrainConfig], d_in: int, device: torch.device) -> l
                 f"(--memory). {error}"
             ) from None
     # Weights, their gradients and Adam's two moments of encoder and decoder, and a batch's pre-activations; all in float32.
-    weights = sum(4 * (4 * 2 * d_in + config.batch_size) * config.d_sae for config in configs)
+    batches = [config.batch_size * (2 if config.pull else 1) for config in configs]  # pursuit has as much again
+    weights = sum(4 * (4 * 2 * d_in + batch) * config.d_sae for config, batch in zip(configs, batches, strict=True))
     needed, there = weights + min(together, budget), total_memory(device)
     if needed > there:
         raise SplinterpError(

@@ -23,7 +23,7 @@ from ..store import Store
 from ..store.batches import Split
 from ..store.files import Lock, temporary
 from .adam import AdamBaseline
-from .budget import codes_bytes, gram_bytes, memory_budget, solves_by_cg
+from .budget import check_machine, codes_bytes, gram_bytes, memory_budget, solves_by_cg
 from .checkpoint import CHECKPOINT, Position, read_checkpoint
 from .config import TrainConfig
 from .decoder import Penalties
@@ -106,6 +106,8 @@ class Run:
         with group.agreed():
             if solves_by_cg(config, device):
                 codes_bytes(config, d_in, device)  # refuses a budget that is too small even so
+            else:
+                check_machine(config, device)
             method = _start(config, d_in, device, group, trained=position.dead is not None)
         found, self._state = part(self._state, "weights") if isinstance(method, Weights) else self._state, {}
         state = deal(found, method, group)
