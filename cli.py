@@ -432,19 +432,19 @@ def train(
         bool | None,
         typer.Option(
             "--decoder-steps/--solve-only",
-            help="Whether PAM's decoder also takes gradient steps between solves; "
-            "without them it is Algorithm 3.1 as published. \\[default: decoder-steps]",
+            help="Whether PAM's decoder takes gradient steps, and is solved for at the end; "
+            "or solves alone, Algorithm 3.1 as published. \\[default: decoder-steps]",
         ),
     ] = None,
     pursuit: Annotated[
         float | None,
         typer.Option(
             help="Weight of the encoder's pull towards better codes, a step of pursuit from its own, by which half of the decoder's "
-            "gradient goes too (topk); 0: none. \\[default: 0.3 for pam, unless --solve-only]",
+            "gradient goes too (topk); 0: none. \\[default: 0.3 for pam, unless --solve-only or with fewer rows than latents]",
         ),
     ] = None,
     solve_every: Annotated[
-        int | None, typer.Option(parser=quantity, help="Batches between two solves. \\[default: one in a memory's length]")
+        int | None, typer.Option(parser=quantity, help="Batches between two solves. \\[default: none on the way; with --solve-only or --memory-rows one in a memory's length]")
     ] = None,
     memory_rows: Annotated[
         int | None, typer.Option(parser=quantity, help="Rows the statistics remember. \\[default: 6 per latent]")

@@ -111,7 +111,7 @@ class Ledger:
 
     def cell(self, contender: str, config: TrainConfig, place: Place, also_refit: bool) -> dict[str, Any]:
         """What came of a contender's training, now or before."""
-        own = settings_of(contender, config)
+        own = settings_of(contender, config, place.part.split_rows("train"))
         same = {
             **identity(contender, own), "fingerprint": place.whole.fingerprint, "part": place.part.fingerprint, "site": place.site
         }  # fmt: skip

@@ -89,11 +89,12 @@ class TrainBench:
                 raise SplinterpError(f"The {what} must be at least 1, not {value}.")
         self.train_config("pam")  # refuses the rest
 
-    def train_config(self, method: Method, pursuit: float | None = None) -> TrainConfig:
+    def train_config(self, method: Method, alternating: bool = False) -> TrainConfig:
         """Of a run without end in which no latent counts as dead."""
         return TrainConfig(
             method=method, activation="topk", d_sae=self.latents, k=self.k, rows=10**12, batch_size=self.rows, lr=1e-4, dead_after=10**12,
-            precision=self.precision, memory=self.memory, pursuit=pursuit,
+            precision=self.precision, memory=self.memory,
+            **({"pursuit": 0.0, "memory_rows": 6 * self.latents} if alternating else {}),
         )  # fmt: skip
 
     @property
@@ -174,7 +175,7 @@ def _contenders(config: TrainBench, device: torch.device) -> tuple[dict[str, Cal
     batches = [torch.randn(config.rows, config.d_in, generator=generator).to(device) for _ in range(BATCHES)]
     turn = cycle(batches)
     pursuing = PAM(config.d_in, config.train_config("pam"), device)
-    pam = PAM(config.d_in, config.train_config("pam", pursuit=0.0), device)
+    pam = PAM(config.d_in, config.train_config("pam", alternating=True), device)
     solve_every, pam.solve_every = pam.solve_every, 10**12  # solves are timed on their own
     adam = AdamBaseline(config.d_in, config.train_config("adam"), device)
     x, w, lr = batches[0], pam.weights, 1e-4

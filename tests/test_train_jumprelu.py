@@ -13,6 +13,7 @@ from splinterp.train import TrainConfig, raw_rows, train
 from splinterp.train.config import Method
 from splinterp.train.encoder import Weights
 from splinterp.train.gradient import GradientSteps
+from splinterp.train.gram import Statistics
 from splinterp.train.jumprelu import _NEAR, _PACE, JumpReLU
 from splinterp.train.pam import PAM
 from splinterp.train.rows import Rows
@@ -99,8 +100,9 @@ def rows(n: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_a_solved_decoder_leaves_the_reconstructions_and_who_fires():
-    pam, x = PAM(D_IN, config(), CPU), (rows(2000) - 20) / 5
-    pam.statistics.add(x, pam.weights.encode(x))  # type: ignore[arg-type]
+    pam, x = PAM(D_IN, config(memory_rows=2000), CPU), (rows(2000) - 20) / 5
+    assert isinstance(pam.statistics, Statistics)
+    pam.statistics.add(x, pam.weights.encode(x))
     before = to_dense(pam.weights.encode(x), D_SAE) > 0
     decoder = pam.solve()
     pre = pam.weights.encode(x)

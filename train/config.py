@@ -160,9 +160,9 @@ class TrainConfig:
 
     @property
     def alternates(self) -> bool:
-        """Whether the decoder is solved for on the way too, not at the end alone: in pam, unless the gradient steps go towards pursuit, beside
-        which solves gained nothing and cost up to 3 % on few rows (bench/RESULTS.md); with it where their cadence or memory is given."""
-        return self.method == "pam" and not (self.pull and self.solve_every is None and self.memory_rows is None)
+        """Whether the decoder is solved for on the way too, not at the end alone: in pam, where it takes no gradient steps, or where the solves'
+        cadence or memory is given. Beside gradient steps they gained nothing, and cost up to 3 % on few rows (bench/RESULTS.md)."""
+        return self.method == "pam" and not (self.decoder_steps and self.solve_every is None and self.memory_rows is None)
 
     @property
     def seed_of_order(self) -> int:

@@ -11,6 +11,11 @@ from .config import WITH_K
 if TYPE_CHECKING:
     from .settings import TrainOptions
 
+
+def _alternates(o: TrainOptions) -> bool:
+    return o.method == "pam" and (o.decoder_steps is False or o.solve_every is not None or o.memory_rows is not None)
+
+
 # Options; where they have an effect; and what is said where they have none.
 _RULES: tuple[tuple[tuple[str, ...], Callable[[TrainOptions], bool], str], ...] = (
     (("k", "k_start"), lambda o: o.activation in WITH_K, f"without --activation {', '.join(WITH_K[:-1])} or {WITH_K[-1]}"),
@@ -20,10 +25,11 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[TrainOptions], bool], str], ...] 
     (("expansion",), lambda o: o.latents is None, "beside --latents"),
     (("mu_enc", "nu_enc"), lambda o: o.encoder_steps > 1, "without several --encoder-steps on a batch"),
     (("decoder_steps", "solve_every", "memory_rows"), lambda o: o.method == "pam", "without --method pam"),
+    (("pursuit",), lambda o: o.activation == "topk", "without --activation topk"),
     (
         ("alpha", "beta", "mu_dec", "nu_dec", "ridge", "memory"),
-        lambda o: o.method == "pam" or o.solves_last,
-        "without --method pam or --last-solve",
+        lambda o: o.solves_last or _alternates(o),
+        "without --last-solve or solves on the way (--solve-every)",
     ),
 )
 _NAMES = {"decoder_steps": "--decoder-steps/--solve-only"}  # where it is not --name

@@ -6,10 +6,10 @@ The gradient steps are Adam's, as in the paper's own code.
 
 What differs from the page, and why:
 - The statistics forget (an exponential window of `memory_rows`): old codes are those of an encoder that has moved on.
-- With `decoder_steps` (the default) the decoder also takes the gradient steps, and each solve re-anchors it: between solves it then
-  follows the encoder instead of standing still. Without it this is the alternation as published.
-- TopK's gradient steps go towards better codes than the encoder's (train/pursuit.py). Beside them solves on the way gained nothing, so that
-  by default there are none (`TrainConfig.alternates`): the decoder is solved for at the end, over all rows.
+- With `decoder_steps` (the default) the decoder takes the gradient steps too. Solves on the way then re-anchor it, where they are asked for:
+  they gained nothing (`TrainConfig.alternates`), and by default the decoder is solved for at the end, over all rows. Without
+  `decoder_steps` this is the alternation as published.
+- TopK's gradient steps go towards better codes than the encoder's (train/pursuit.py).
 - Where the Gram matrix does not fit the memory budget, the statistics are a plain window of the last rows with their sparse codes, and
   solves are by conjugate gradients from the present decoder.
 - Solves with the Gram matrix within training are in float32 where the matrix is well conditioned, and no more often than their cost allows; the last solve,
@@ -65,6 +65,7 @@ class PAM:
         """One batch of normalised rows, of which x [N, d_in] is this rank's share; it has `rows` in all (None: N)."""
         rows = len(x) if rows is None else rows
         figures = self.gradient.step(x, lr, rows)  # (a)
+        self.batches += 1
         if self.statistics is None:
             return figures
         with torch.no_grad():  # (b)
@@ -80,7 +81,6 @@ class PAM:
             else:
                 self.statistics.decay(max(0.0, 1 - rows / self.memory_rows))
                 self.statistics.add(x, codes, pattern, cross)
-            self.batches += 1
             # From a loss that is no number there is nothing to solve; the loop will tell.
             if self.batches % self.solve_every == 0 and math.isfinite(figures.loss):
                 self.renew_decoder()
