@@ -444,7 +444,11 @@ def train(
         ),
     ] = None,
     solve_every: Annotated[
-        int | None, typer.Option(parser=quantity, help="Batches between two solves. \\[default: none on the way; with --solve-only or --memory-rows one in a memory's length]")
+        int | None,
+        typer.Option(
+            parser=quantity,
+            help="Batches between two solves. \\[default: none on the way; with --solve-only or --memory-rows one in a memory's length]",
+        ),
     ] = None,
     memory_rows: Annotated[
         int | None, typer.Option(parser=quantity, help="Rows the statistics remember. \\[default: 6 per latent]")

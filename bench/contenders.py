@@ -16,7 +16,7 @@ from ..evaluate import evaluate_rows
 from ..sae import SAE
 from ..store import Store
 from ..store.batches import Split
-from ..train import TrainConfig, auto_pursuit, raw_rows, refit
+from ..train import TrainConfig, raw_rows, refit
 from ..train.loop import Progress
 from .temporary import train_once
 
@@ -94,12 +94,9 @@ class Outcome:
     curve: list[tuple[int, float, float]] = field(default_factory=list)
 
 
-def settings_of(contender: str, common: TrainConfig, rows: int) -> TrainConfig:
-    """The contender's settings for so many different rows; SAELens's are those that it takes over from Adam's."""
-    own = CONTENDERS["adam" if contender == SAELENS else contender]
-    if own == CONTENDERS["pam"]:
-        own = {**own, "pursuit": auto_pursuit(rows, common.d_sae)}
-    return replace(common, **own)
+def settings_of(contender: str, common: TrainConfig) -> TrainConfig:
+    """The contender's settings; SAELens's are those that it takes over from Adam's."""
+    return replace(common, **CONTENDERS["adam" if contender == SAELENS else contender])
 
 
 def identity(contender: str, config: TrainConfig) -> dict[str, Any]:

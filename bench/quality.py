@@ -88,7 +88,7 @@ class QualityBench:
     def settings(self, d_in: int, rows: int, epochs: int) -> TrainConfig:
         """What all contenders on rows of width d_in have in common, with the automatic rate and the first seed."""
         return TrainConfig(
-            method="adam", activation="topk", d_sae=self.latents or self.expansion * d_in, k=self.k, rows=epochs * rows,
+            method="adam", activation="topk", d_sae=self.latents or self.expansion * d_in, k=self.k, rows=epochs * rows, different_rows=rows,
             batch_size=self.batch(rows), lr=auto_lr(d_in), seed=self.seeds[0],
         )  # fmt: skip
 
@@ -111,7 +111,7 @@ class Ledger:
 
     def cell(self, contender: str, config: TrainConfig, place: Place, also_refit: bool) -> dict[str, Any]:
         """What came of a contender's training, now or before."""
-        own = settings_of(contender, config, place.part.split_rows("train"))
+        own = settings_of(contender, config)
         same = {
             **identity(contender, own), "fingerprint": place.whole.fingerprint, "part": place.part.fingerprint, "site": place.site
         }  # fmt: skip

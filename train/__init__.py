@@ -1,6 +1,6 @@
 """Training: PAM-SGD with a decoder in closed form, and the Adam baseline."""
 
-from .auto import auto_batch_size, auto_lr, auto_pursuit
+from .auto import auto_batch_size, auto_lr
 from .axes import Member, members, parse_axes
 from .config import TrainConfig
 from .decoder import Decoder, Penalties, solve_decoder
@@ -30,7 +30,6 @@ __all__ = [
     "TrainResult",
     "auto_batch_size",
     "auto_lr",
-    "auto_pursuit",
     "check_width",
     "joined_ranks",
     "last_solve",

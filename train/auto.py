@@ -21,10 +21,3 @@ def auto_lr(d_in: int) -> float:
     Fitted to sweeps at d_in = 192 and 784 (bench/RESULTS.md); wider sites are an extrapolation.
     """
     return 1e-2 * (192 / d_in) ** 0.5
-
-
-def auto_pursuit(training_rows: int, d_sae: int) -> float | None:
-    """The weight of PAM-SGD's pursuit for so many different rows: None, the default, or 0 where they are fewer than the latents. There
-    better codes are only learnt by heart: at 600 rows for 1,536 latents the held-out FVU was 3 % higher with them (bench/RESULTS.md).
-    """
-    return 0.0 if training_rows < d_sae else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from .auto import auto_batch_size, auto_lr, auto_pursuit
+from .auto import auto_batch_size, auto_lr
 from .config import TrainConfig
 from .effects import no_effect, refuse
 
@@ -66,16 +66,14 @@ class TrainOptions:
         rows = self.tokens if self.tokens is not None else (self.epochs or 1) * training_rows
         as_given = {field.name: getattr(self, field.name, None) for field in fields(TrainConfig)}
         relu = self.activation == "relu"
-        d_sae = self.latents or (self.expansion or EXPANSION) * d_in
-        if self.method == "pam" and self.activation == "topk" and self.pursuit is None:
-            as_given["pursuit"] = auto_pursuit(training_rows, d_sae)
         config = TrainConfig(
             **{name: value for name, value in as_given.items() if value is not None}  # else TrainConfig's own default
             | {
-                "d_sae": d_sae,
+                "d_sae": self.latents or (self.expansion or EXPANSION) * d_in,
                 "k": None if relu else self.k or K,
                 "l1": (L1 if self.l1 is None else self.l1) if relu else 0.0,
                 "rows": rows,
+                "different_rows": min(rows, training_rows),
                 "batch_size": self.batch_size or auto_batch_size(rows),
                 "lr": auto_lr(d_in) if self.lr is None else self.lr,
                 "last_solve": self.solves_last,
