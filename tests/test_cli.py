@@ -338,7 +338,10 @@ def test_an_interrupted_run_is_told_and_resumes(cli, work, tmp_path, monkeypatch
     assert "is finished" in sentence(cli(*command, "--out", tmp_path / "run", "--resume"))
 
 
-SOLVED, STEPPED = "without --method pam or --last-solve; leave it out", "without --method pam; leave it out"
+SOLVED, STEPPED = (
+    "without --last-solve or solves on the way (--solve-every); leave it out",
+    "without --method pam; leave it out",
+)
 
 
 @pytest.mark.parametrize(
@@ -350,6 +353,8 @@ SOLVED, STEPPED = "without --method pam or --last-solve; leave it out", "without
         ("--k-anneal 0.2", "--k-anneal has no effect without --k-start; leave it out"),
         ("--latents 64 --expansion 8", "--expansion has no effect beside --latents; leave it out"),
         ("--mu-enc 0", "--mu-enc has no effect without several --encoder-steps on a batch; leave it out"),
+        ("--activation relu --pursuit 0", "--pursuit has no effect without --activation topk; leave it out"),
+        ("--no-last-solve --alpha 1", f"--alpha has no effect {SOLVED}"),
         ("--method adam --mu-dec 0", f"--mu-dec has no effect {SOLVED}"),
         ("--method adam --nu-dec 1", f"--nu-dec has no effect {SOLVED}"),
         ("--method adam --alpha 1", f"--alpha has no effect {SOLVED}"),
@@ -360,7 +365,7 @@ SOLVED, STEPPED = "without --method pam or --last-solve; leave it out", "without
         ("--method adam --decoder-steps", f"--decoder-steps/--solve-only has no effect {STEPPED}"),
         ("--method adam --last-solve --solve-every 3", f"--solve-every has no effect {STEPPED}"),
         ("--method adam --memory-rows 3", f"--memory-rows has no effect {STEPPED}"),
-        ("--sweep method=adam --sweep seed=0,1 --alpha 1", "--alpha has no effect in this sweep without --method pam or"),
+        ("--sweep method=adam --sweep seed=0,1 --alpha 1", "--alpha has no effect in this sweep without --last-solve or"),
     ],
 )
 def test_an_option_without_effect_is_refused(cli, work, given, why):

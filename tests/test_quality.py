@@ -162,7 +162,9 @@ def test_saelens_is_trained_on_the_same_batches_at_the_same_rates(store, monkeyp
     trainer = pytest.importorskip("sae_lens.training.sae_trainer").SAETrainer
     from splinterp.bench.saelens_training import fit
 
-    config = TrainConfig(method="adam", activation="topk", d_sae=24, k=3, rows=2000, batch_size=100, lr=1e-2, seed=3)
+    config = TrainConfig(
+        method="adam", activation="topk", d_sae=24, k=3, rows=2000, batch_size=100, lr=1e-2, decay=0.35, seed=3
+    )
     seen, rates, step = [], [], trainer.step
     monkeypatch.setattr(
         trainer,
