@@ -14,7 +14,7 @@ from ..sae import SAE, load_sae
 from ..train import TrainConfig
 from ..train.loop import Progress
 from ..train.rows import Rows
-from ..train.schedule import warm_up_steps
+from ..train.schedule import lr_at
 from ..train.training import HELD_OUT_EVERY, held_out_rows
 from .contenders import Outcome, Place
 
@@ -34,16 +34,16 @@ def fit(config: TrainConfig, place: Place, progress: Progress | None = None) -> 
         torch.manual_seed(c.seed)
         assert c.k is not None
         sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=len(rows.mean), d_sae=c.d_sae, k=c.k, device=str(device)))
-    rising = warm_up_steps(c)
     trainer = SAETrainer(
         SAETrainerConfig(
-            total_training_samples=c.steps * c.batch_size, train_batch_size_samples=c.batch_size, lr=c.lr, lr_end=c.lr,
-            lr_warm_up_steps=rising if rising > 1 else 0, lr_decay_steps=int(c.decay * c.steps), device=str(device),
+            total_training_samples=c.steps * c.batch_size, train_batch_size_samples=c.batch_size, lr=c.lr, lr_end=c.lr, device=str(device),
             dead_feature_window=-(-c.dead_after // c.batch_size),
         ),
         sae,
         data_provider=iter(()),
     )  # fmt: skip
+    # Not its own schedule, whose warm-up and decay may not overlap: it would drop the warm-up.
+    trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, lambda step: lr_at(step, c) / c.lr)
     curve: list[tuple[int, float, float]] = []
     every, done, seconds, waiting = max(1, round(HELD_OUT_EVERY * c.steps)), 0, 0.0, time.monotonic()
     with torch.enable_grad():
