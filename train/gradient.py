@@ -15,7 +15,7 @@ from .jumprelu import firing
 from .pursuit import DECODER_SHARE, pursue
 from .resample import Resampling
 from .sparse import Pursuit, add_auxk, dense_pass, sparse_pass, through_relu
-from .state import State, joined, number, part
+from .state import State, joined, part
 
 # Adam's β₁, β₂, and the decoder's rate in units of the encoder's: tuned for both methods on real activations (bench/RESULTS.md). Encoder and
 # decoder chase each other, and what a latent does changes fast: long memories (0.9, 0.999) cost 5 % of the FVU in short runs.
@@ -54,7 +54,7 @@ class GradientSteps:
             [{"params": self.encoder, "rate": 1.0}, {"params": of_decoder, "rate": DECODER_RATE}],
             lr=config.lr, betas=BETAS, fused=True,
         )  # fmt: skip
-        self.rate, self.seen = config.lr, 0  # of the step in hand; rows trained on before it
+        self.rate = config.lr  # of the step in hand
         self.resampling = Resampling(config) if config.revive == "resample" else None
         self._pre = torch.empty(0, config.d_sae, device=weights.b_enc.device)
         self._room = self._pre.clone()
@@ -80,7 +80,6 @@ class GradientSteps:
             self.update()
             first = first or figures
         assert first is not None
-        self.seen += rows
         self.dead.update(first.codes, rows, self.weights.group)
         if self.resampling is None:
             return first
@@ -90,11 +89,11 @@ class GradientSteps:
         return first._replace(revived=revived)
 
     def state(self) -> dict[str, Tensor]:
-        """The moments of Adam, once there has been a step, the dead latents' counters, that of rows, and a random generator if there is one; the weights
+        """The moments of Adam, once there has been a step, the dead latents' counters, and a random generator if there is one; the weights
         belong to others."""
         moments = {f"{i}.{name}": value for i, p in enumerate(self._trained) for name, value in self.optimizer.state[p].items()}
         resampling = self.resampling.state() if self.resampling else {}
-        return joined(adam=moments, dead=self.dead.state(), resampling=resampling) | {"seen": number(self.seen)}
+        return joined(adam=moments, dead=self.dead.state(), resampling=resampling)
 
     def load_state(self, state: State) -> None:
         """Take moments and counters back."""
@@ -102,7 +101,6 @@ class GradientSteps:
         for i, p in enumerate(self._trained):
             self.optimizer.state[p] = {name: value.clone().to(p.device) for name, value in part(moments, str(i)).items()}
         self.dead.load_state(part(state, "dead"))
-        self.seen = int(state["seen"])
         if self.resampling:
             self.resampling.load_state(part(state, "resampling"))
 
@@ -140,7 +138,7 @@ class GradientSteps:
             pursuit = self._pursuit(x, codes, pre) if c.pull and isinstance(codes, SparseCodes) else None
             done = sparse_pass(
                 x, codes, w.W_dec, w.b_dec, self.decoder, through, rows, moment=self.moment, pursuit=pursuit, pull=c.pull,
-                share=DECODER_SHARE * self.rate / c.lr if self.seen < c.one_pass else 0.0,
+                share=DECODER_SHARE * self.rate / c.lr,
             )  # fmt: skip
         w.group.sum_(done.squared_error)
         loss = done.squared_error / numel + penalty

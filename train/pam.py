@@ -53,9 +53,9 @@ class PAM:
         self.gradient = GradientSteps(
             self.weights, config, config.decoder_steps, moment=alternates and self.fresh_enough and not by_cg
         )
-        self.memory_rows, self.solve_every = cadence(config, d_in, by_cg)
         self.statistics: Statistics | Window | None = None
         if alternates:
+            self.memory_rows, self.solve_every = cadence(config, d_in, by_cg)
             self.statistics = (
                 _window(d_in, config, self.memory_rows, device, group) if by_cg else Statistics(d_in, config.d_sae, device)
             )

@@ -65,6 +65,8 @@ class Run:
     """
 
     def __init__(self, rows: Rows, config: TrainConfig, out: Path, tell: Tell) -> None:
+        if config.different_rows is None:
+            config = replace(config, different_rows=min(config.rows, rows.store.split_rows("train")))
         self.rows, self.config, self.out, self.tell = rows, config, out, tell
         self.position = Position()
         self.training: Training | None = None
