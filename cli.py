@@ -439,8 +439,8 @@ def train(
     pursuit: Annotated[
         float | None,
         typer.Option(
-            help="Weight of the encoder's pull towards better codes, a step of pursuit from its own, by which half of the decoder's "
-            "gradient goes too (topk); 0: none. \\[default: 0.3 for pam, unless --solve-only or with fewer rows than latents]",
+            help="Weight of the encoder's pull towards better codes, a step of pursuit from its own, by which up to half of the "
+            "decoder's gradient goes too (topk); 0: none. \\[default: 0.3 for pam, unless --solve-only or with fewer rows than latents]",
         ),
     ] = None,
     solve_every: Annotated[

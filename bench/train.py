@@ -3,8 +3,8 @@
     splinterp bench train --rows 2048 --d-in 768 --latents 8192 --k 32
 
 Every contender takes one step a round on the same random rows, in an order drawn anew each round; units are the time of the bare product
-x·W_enc (torch.mm, float32) in the same round. PAM's step holds its statistics; the time of a solve, over the steps between two solves, is
-added. No latent counts as dead. Random rows spread the codes evenly over the latents, which is the Gram matrix's worst case.
+x·W_enc (torch.mm, float32) in the same round. The alternating step holds its statistics; the time of a solve, over the steps between two
+solves, is added. No latent counts as dead. Random rows spread the codes evenly over the latents, which is the Gram matrix's worst case.
 
 With a `precision` other than float32 the product at that precision, on operands rounded beforehand, is timed too: our steps' shares are of
 that limit. TF32 is then open to plain Adam and SAELens as well. Where the Gram matrix does not fit the memory, PAM solves by conjugate

@@ -1,4 +1,4 @@
-"""Algorithm 3.1 of SplInterp (arXiv 2505.11836) as its authors' code runs it: the decoder in closed form over all rows, an epoch for the
+"""Algorithm 3.1 of SplInterp (arXiv 2505.11836) as its authors' code runs it, but with our Adam's memories: the decoder in closed form over all rows, an epoch for the
 encoder, and so on; for as few rows as memory holds."""
 
 from __future__ import annotations

@@ -50,6 +50,7 @@ CONFIG = TrainConfig(
     memory_rows=2000,
 )  # fmt: skip
 CONFIGS = {
+    "as it comes": replace(CONFIG, solve_every=None, memory_rows=None),
     "topk": CONFIG,
     "solve-only, M=2": replace(CONFIG, decoder_steps=False, encoder_steps=2, mu_enc=0.1, nu_enc=0.1),
     "batchtopk": replace(CONFIG, activation="batchtopk"),
@@ -61,9 +62,9 @@ CONFIGS = {
     "adam, by conjugate gradients": replace(CONFIG, method="adam", memory=250_000),
 }
 
-RESUMED = {name: CONFIGS[name] for name in ("topk", "jumprelu", "without a Gram matrix")}
+RESUMED = {name: CONFIGS[name] for name in ("as it comes", "topk", "jumprelu", "without a Gram matrix")}
 # What three ranks do: their shares are of several sizes.
-OF_THREE = {name: CONFIGS[name] for name in ("topk", "batchtopk", "resample", "without a Gram matrix")}
+OF_THREE = {name: CONFIGS[name] for name in ("as it comes", "topk", "batchtopk", "resample", "without a Gram matrix")}
 # All ranks come from one process that has imported what they need.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["pytest", "splinterp.train", "torch._dynamo"])  # which the first step imports

@@ -33,7 +33,8 @@ CONFIG = TrainConfig(
     dead_after=1000, memory_rows=2000,
 )  # fmt: skip
 CONFIGS = {
-    "pam": CONFIG,
+    "pam as it comes": replace(CONFIG, solve_every=None, memory_rows=None),
+    "with solves on the way": CONFIG,
     "solve-only, M=2": replace(CONFIG, decoder_steps=False, encoder_steps=2, mu_enc=0.1),
     "without a Gram matrix": replace(CONFIG, memory=250_000),
     "adam": replace(CONFIG, method="adam"),

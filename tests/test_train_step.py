@@ -7,6 +7,7 @@ import torch
 from splinterp.sae import SparseCodes, by_latent, select_topk, sum_rows, to_dense
 from splinterp.train import Penalties, Statistics, TrainConfig, solve_decoder
 from splinterp.train.adam import AdamBaseline
+from splinterp.train.config import PURSUIT
 from splinterp.train.cost import solve_cost, step_cost
 from splinterp.train.gradient import BETAS, DECODER_RATE
 from splinterp.train.gram import add_gram
@@ -125,7 +126,7 @@ class DenseReference:
             loss = loss + self.config.aux_coefficient * share
         told = float(loss.detach())
         if self.config.pursuit:
-            loss = loss + self._pursuit(x, pre, z, error)
+            loss = loss + self._pursuit(x, pre, z, error, lr / self.config.lr)
         self.optimizer.zero_grad()
         loss.backward()
         with torch.no_grad():
@@ -138,7 +139,7 @@ class DenseReference:
                 self._statistics(x, z)
         return told
 
-    def _pursuit(self, x: torch.Tensor, pre: torch.Tensor, z: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    def _pursuit(self, x: torch.Tensor, pre: torch.Tensor, z: torch.Tensor, error: torch.Tensor, rate: float) -> torch.Tensor:
         """What pursuit adds to the loss: its pull on the pre-activations, and a share of the decoder's part of the loss exchanged."""
         with torch.no_grad():
             W, b = self.W_dec.detach(), self.b_dec.detach()
@@ -154,7 +155,7 @@ class DenseReference:
         by_decoder = (x - better @ self.W_dec - self.b_dec).square().mean() - (
             x - z.detach() @ self.W_dec - self.b_dec
         ).square().mean()
-        return self.config.pursuit * pull + DECODER_SHARE * by_decoder
+        return self.config.pursuit * pull + DECODER_SHARE * rate * by_decoder
 
     def _statistics(self, x: torch.Tensor, z: torch.Tensor) -> None:
         memory, solve_every = cadence(self.config, D_IN)
@@ -191,11 +192,12 @@ def test_the_curve_is_that_of_the_dense_step(float64, method, aux, pursuit):
     ours = (PAM if method == "pam" else AdamBaseline)(D_IN, config, CPU)
     dense = DenseReference(ours, config, pam=method == "pam")
     were_dead = 0
-    for _ in range(17):
+    for step in range(17):
+        lr = 1e-2 * (1 - step / 17)
         x = torch.randn(N, 3 * D_IN, generator=generator).relu() @ mixing / D_IN
         were_dead += len(ours.gradient.dead.indices())
         # the solves within training are in float32
-        assert ours.step(x, 1e-2).loss == pytest.approx(dense.step(x, 1e-2), rel=1e-5 if method == "pam" else 1e-9)
+        assert ours.step(x, lr).loss == pytest.approx(dense.step(x, lr), rel=1e-5 if method == "pam" else 1e-9)
     for a, b in ((ours.weights.W_enc, dense.W_enc), (ours.weights.W_dec, dense.W_dec), (ours.weights.b_enc, dense.b_enc)):
         assert (a - b).detach().norm() <= (1e-4 if method == "pam" else 1e-8) * b.detach().norm()
     assert were_dead > 0
@@ -222,3 +224,25 @@ def test_solves_keep_to_their_share_of_the_time(d_in, d_sae, batch, k):
     solves, steps = solve_cost(d_in, d_sae), every * step_cost(batch, d_in, d_sae, k)
     assert solves <= SOLVES_SHARE * (solves + steps)
     assert every >= memory // batch
+
+
+@pytest.mark.parametrize(
+    ("options", "pull", "alternates"),
+    [
+        ({}, PURSUIT, False),
+        ({"different_rows": D_SAE}, PURSUIT, False),
+        ({"different_rows": D_SAE - 1}, 0.0, False),
+        ({"different_rows": D_SAE - 1, "pursuit": 0.1}, 0.1, False),
+        ({"rows": D_SAE - 1}, 0.0, False),
+        ({"decoder_steps": False}, 0.0, True),
+        ({"solve_every": 5}, PURSUIT, True),
+        ({"memory_rows": 5}, PURSUIT, True),
+        ({"activation": "batchtopk"}, 0.0, False),
+        ({"method": "adam"}, 0.0, False),
+    ],
+)
+def test_when_there_is_pursuit_and_when_solves_on_the_way(options, pull, alternates):
+    told = {"method": "pam", "activation": "topk", "rows": 1000, **options}
+    config = TrainConfig(d_sae=D_SAE, k=K, batch_size=N, lr=1e-2, **told)
+    assert (config.pull, config.alternates) == (pull, alternates)
+    assert (PAM(D_IN, config, CPU).statistics is not None) == alternates
