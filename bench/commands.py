@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from ..errors import Interrupted
 from ..options import quantity
 from ..quantities import parse_bytes
 
@@ -171,7 +172,7 @@ def quality(
     """Held-out FVU of PAM-SGD, Adam and SAELens's trainer (where installed), each at its best rate, over seeds and data sizes."""
     from ..progress import Bar, shown
     from .quality import QualityBench, run
-    from .quality_report import draw, tables
+    from .quality_report import draw, for_json, tables
 
     config = QualityBench(
         stores=tuple(store), out=out, site=site, rows=tuple(None if n == "all" else quantity(n) for n in rows or ()),
@@ -181,19 +182,22 @@ def quality(
         **({"methods": tuple(method)} if method else {}),
     )  # fmt: skip
     results, drawn = [], []
-    with Bar("quality", None) as bar:
-        for result in run(
-            config,
-            bar.tell,
-            lambda done, expected, cell, figures: bar.update(round(done), shown(figures), cell, round(expected)),
-        ):
-            results.append(result)
-            if not as_json:
-                print(tables(result), end="\n\n", flush=True)
-            (out / "tables.md").write_text("\n\n".join(map(tables, results)) + "\n", encoding="utf-8")
-            drawn = draw(results, out)
+    try:
+        with Bar("quality", None) as bar:
+            for result in run(
+                config,
+                bar.tell,
+                lambda done, expected, cell, figures: bar.update(round(done), shown(figures), cell, round(expected)),
+            ):
+                results.append(result)
+                if not as_json:
+                    print(tables(result), end="\n\n", flush=True)
+                (out / "tables.md").write_text("\n\n".join(map(tables, results)) + "\n", encoding="utf-8")
+                drawn = draw(results, out)
+    except (Interrupted, KeyboardInterrupt):  # a run's own sentence is of its temporary directory
+        raise Interrupted(f"Interrupted; {out} keeps the cells that are done. The same command goes on.") from None
     if as_json:
-        print(json.dumps({"results": results}))
+        print(json.dumps({"results": for_json(results)}, allow_nan=False))
     else:
         print(f"Plots: {', '.join(map(str, drawn))}.")
 

@@ -92,6 +92,15 @@ def draw(results: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
     return [out / name for name in plots]
 
 
+def for_json(value: Any) -> Any:
+    """The same with None for each number that JSON has not: those of a run that diverged."""
+    if isinstance(value, dict):
+        return {key: for_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [for_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _by_size(of: Sequence[Mapping[str, Any]]) -> list[Series]:
     of = sorted(of, key=lambda r: r["rows"])
     series = []

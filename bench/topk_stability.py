@@ -40,7 +40,7 @@ def main() -> None:
         )
         for k in sorted(args.k):
             config = TrainConfig(
-                method=args.method, activation="topk", d_sae=args.latents, k=k, rows=rows * args.epochs,
+                method=args.method, activation="topk", d_sae=args.latents, k=k, rows=rows * args.epochs, different_rows=rows,
                 batch_size=auto_batch_size(rows * args.epochs), lr=auto_lr(site.d), seed=args.seed,
             )  # fmt: skip
             run = train_once(part, site.name, config)

@@ -13,6 +13,7 @@ from rich.text import Text
 from ..quantities import format_count, format_seconds
 from .plots import Axis, Series, plot
 from .runs import RunSeen, different_stores, differing
+from .tables import print_whole
 
 FVU = Axis("held-out FVU", "log")
 FIGURES = ("FVU", "L0", "dead", "rows", "time")
@@ -50,13 +51,13 @@ def print_comparison(console: Console, runs: Sequence[RunSeen]) -> None:
     """A line a run: its figures, and the settings in which the runs differ; the lowest FVU is marked."""
     settings, best = differing(runs), _best(runs)
     table = Table(title="On held-out rows (dead: fired on none of them); settings that differ", title_justify="left")
-    table.add_column("run", overflow="fold")
+    table.add_column("run", no_wrap=True)
     for name in (*FIGURES, *settings):
-        table.add_column(Text(name), justify="right")
+        table.add_column(Text(name), justify="right", no_wrap=True)
     for i, run in enumerate(runs):
         cells = [run.name, *_figures(run), *(_told(values[i]) for values in settings.values())]
         table.add_row(*map(Text, cells), style="bold" if i == best else None)
-    console.print(table)
+    print_whole(console, table)
 
 
 def page(runs: Sequence[RunSeen], lacking: Sequence[str]) -> str:

@@ -135,7 +135,7 @@ def print_sweep(console: Console, results: Sequence[MemberResult]) -> None:
             format_seconds(s["seconds"]["train"]), format_seconds(solve) if solve is not None else "–", "best" if s["fvu"] == best else "",
             style="bold" if s["fvu"] == best else None,
         )  # fmt: skip
-    _print_whole(console, table)
+    print_whole(console, table)
     for result in results:
         if result.diverged is not None:
             told = f"{result.member.name} diverged by step {result.diverged:,}."
@@ -154,7 +154,7 @@ def print_results(console: Console, summaries: dict[str, dict[str, Any]]) -> Non
             name, _fvu(s), f"{s['l0']:.1f}", f"{s['dead_fraction']:.1%}", format_count(s["rows_trained"]),
             format_count(s["rows_per_second"]), format_seconds(s["seconds"]["train"]), format_seconds(solve) if solve is not None else "–",
         )  # fmt: skip
-    _print_whole(console, table)
+    print_whole(console, table)
 
 
 def _fvu(figures: Mapping[str, Any]) -> str:
@@ -163,7 +163,7 @@ def _fvu(figures: Mapping[str, Any]) -> str:
     return f"{fvu:.4f}" if fvu < 100 else f"{fvu:.2e}"
 
 
-def _print_whole(console: Console, table: Table) -> None:
+def print_whole(console: Console, table: Table) -> None:
     """Print a table as wide as it is: the lines of one that is wider than the terminal run over, where rich would cut figures off."""
     table.width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
     console.print(table, crop=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -11,9 +12,10 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from rich.console import Console
 from splinterp.cli import main
 from splinterp.errors import SplinterpError
-from splinterp.report.compare import as_json, page, pareto
+from splinterp.report.compare import as_json, page, pareto, print_comparison
 from splinterp.report.plots import Axis, Series, plot
 from splinterp.report.runs import RunSeen, differing, read_runs
 
@@ -81,6 +83,20 @@ def test_what_a_run_lacks_is_told_and_the_rest_is_shown(tmp_path):
     assert "diverged by step 7" in lacking[2]
     assert "there are no figures of it yet" in lacking[1]
     assert json.loads(json.dumps(as_json(runs, lacking), allow_nan=False))["runs"][2]["fvu"] is None
+
+
+def test_figures_are_never_cut(tmp_path):
+    """Ten settings, in a terminal of 80 columns."""
+    values = [{f"a_setting_{i}": 0.12345 * (i + 2) * j for i in range(10)} for j in (1, 2)]
+    runs, _ = read_runs([leave(tmp_path / f"a-run-with-a-name-{j}", **own) for j, own in enumerate(values)])
+    console = Console(file=io.StringIO(), width=80)
+    print_comparison(console, runs)
+    lines = console.file.getvalue().splitlines()
+    for j, own in enumerate(values):
+        (line,) = (line for line in lines if f"a-run-with-a-name-{j} " in line)
+        assert [cell.strip() for cell in line.split("│")[7:-1]] == [f"{own[name]:g}" for name in sorted(own)]
+        assert [cell.strip() for cell in line.split("│")[2:7]] == ["0.2000", "16.0", "10.0%", "4k", "4 s"]
+    assert "…" not in console.file.getvalue()
 
 
 def test_a_sweep_is_all_its_runs(tmp_path):

@@ -14,7 +14,7 @@ from splinterp.bench.contenders import Method, Place
 from splinterp.bench.quality import QualityBench, share_needed, tuned
 from splinterp.bench.quality_report import draw, tables
 from splinterp.cli import main
-from splinterp.errors import SplinterpError, StoreError
+from splinterp.errors import Interrupted, SplinterpError, StoreError
 from splinterp.store.batches import split_rows
 from splinterp.train import TrainConfig
 from splinterp.train.rows import Rows
@@ -202,16 +202,67 @@ def test_mistakes(store, tmp_path, settings, sentence):
         list(quality.run(bench(store, tmp_path / "out", **settings)))
 
 
-def test_the_command_line(store, tmp_path, capsys):
-    main_options = ["--store", str(store.path), "--rows", "500", "--seeds", "0", "--rates", "1", "--latents", "24", "--k", "3"]
+def options(store) -> list[str]:
+    return [
+        "bench",
+        "quality",
+        "--store",
+        str(store.path),
+        "--rows",
+        "500",
+        "--seeds",
+        "0",
+        "--rates",
+        "1",
+        "--latents",
+        "24",
+        "--k",
+        "3",
+    ]
+
+
+def test_ctrl_c_is_told_as_what_it_is_here(store, tmp_path, monkeypatch, capsys):
+    """Whether a run says so, in words about its own directory, or it comes between two."""
+    for error in (
+        Interrupted("Stopped; /tmp/run holds a checkpoint. The same command with --resume goes on."),
+        KeyboardInterrupt(),
+    ):
+
+        def contend(*told, error=error):
+            raise error
+
+        monkeypatch.setattr(quality, "contend", contend)
+        with pytest.raises(SystemExit) as end:
+            main([*options(store), "--method", "adam", "--out", str(tmp_path / "q")])
+        assert end.value.code == 1
+        said = " ".join(capsys.readouterr().err.split())
+        assert said.endswith("q keeps the cells that are done. The same command goes on.")
+        assert "--resume" not in said
+
+
+def test_figures_of_a_run_that_diverged_are_null(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quality, "contend", lambda *told: {"trained": None, "refit": None, "curve": []})
     with pytest.raises(SystemExit) as end:
-        main(["bench", "quality", *main_options, "--method", "adam", "--out", str(tmp_path / "q"), "--json"])
+        main([*options(store), "--method", "adam", "--out", str(tmp_path / "q"), "--json"])
+    assert end.value.code == 0
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    (result,) = json.loads(capsys.readouterr().out, parse_constant=refuse)["results"]
+    assert result["methods"]["adam"]["fvu"] == result["methods"]["adam"]["l0"] == [None]
+    assert set(result["methods"]["adam"]["grid"]["1"].values()) == {None}
+
+
+def test_the_command_line(store, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*options(store), "--method", "adam", "--out", str(tmp_path / "q"), "--json"])
     assert end.value.code == 0
     (result,) = json.loads(capsys.readouterr().out)["results"]
     assert list(result["methods"]) == [Method("adam", False).name]
     assert (tmp_path / "q" / "tables.md").exists()
     for wrong, code in ((["--seeds", "a,b"], 2), (["--method", "nobody"], 1)):
         with pytest.raises(SystemExit) as end:
-            main(["bench", "quality", *main_options, *wrong, "--out", str(tmp_path / "w")])
+            main([*options(store), *wrong, "--out", str(tmp_path / "w")])
         assert end.value.code == code
         assert "Traceback" not in capsys.readouterr().err

@@ -76,9 +76,9 @@ def test_refit_of_a_run_is_that_run_with_a_last_solve(store, tmp_path):
 
 
 def test_without_a_gram_matrix_it_comes_to_the_same(store, tmp_path):
-    sae = random_sae("topk")
+    sae = random_sae("topk", d_sae=64)
     whole = refit(sae, "random", store, SITE, tmp_path / "gram")
-    by_cg = refit(sae, "random", store, SITE, tmp_path / "cg", memory=60_000)
+    by_cg = refit(sae, "random", store, SITE, tmp_path / "cg", memory=120_000)
     assert (whole.summary["last_solve"]["how"], by_cg.summary["last_solve"]["how"]) == ("cholesky", "cg")
     assert whole.summary["last_solve"]["ridge"] == by_cg.summary["last_solve"]["ridge"]
     assert (whole.sae.W_dec - by_cg.sae.W_dec).norm() <= 1e-5 * whole.sae.W_dec.norm()
@@ -123,8 +123,8 @@ def test_a_store_without_validation_rows_is_judged_by_held_out_ones(store, tmp_p
 
 
 def test_nobody_elses_directory_is_touched(store, tmp_path):
-    sae, out = random_sae("topk"), tmp_path / "new" / "run"
-    refit(sae, "random", store, SITE, out, memory=60_000)  # its codes' file needs the directory that is not there yet
+    sae, out = random_sae("topk", d_sae=64), tmp_path / "new" / "run"
+    refit(sae, "random", store, SITE, out, memory=120_000)  # its codes' file needs the directory that is not there yet
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     lock = Lock(out)
     with pytest.raises(SplinterpError, match="written by another process"):

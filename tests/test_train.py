@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 from dataclasses import replace
@@ -13,7 +14,7 @@ from splinterp import store as stores
 from splinterp.errors import SplinterpError
 from splinterp.evaluate import evaluate_rows
 from splinterp.sae import l0, load_sae, to_dense
-from splinterp.train import Penalties, TrainConfig, last_solve, raw_rows, remove_run, train
+from splinterp.train import Penalties, TrainConfig, last_solve, raw_rows, refit, remove_run, train
 from splinterp.train.config import Method
 from splinterp.train.dead import DeadLatents, auxk_loss
 from splinterp.train.pam import PAM
@@ -395,6 +396,33 @@ def test_too_many_latents_for_the_memory_are_a_sentence(store, tmp_path):
     with pytest.raises(SplinterpError, match="not enough memory for 3,000,000 latents"):
         run(store, tmp_path, config(d_sae=3_000_000, memory=10**18))
     assert not (tmp_path / "run").exists()
+
+
+def test_memory_that_fails_at_the_last_solve_is_a_sentence_and_the_steps_are_not_taken_again(store, tmp_path, monkeypatch):
+    def refused(*given):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+
+    c = config(rows=5000, batch_size=1000)
+    with monkeypatch.context() as short:
+        short.setattr(importlib.import_module("splinterp.train.last_solve"), "Statistics", refused)
+        with pytest.raises(SplinterpError, match=r"not enough memory for 96 latents: .*--resume .*goes on with the last solve"):
+            run(store, tmp_path, c)
+        sae = load_sae(tmp_path / "run")
+        with pytest.raises(SplinterpError, match=r"not enough memory for 96 latents: .*; lower --memory\.$"):
+            refit(sae, "run", store, SITE, tmp_path / "refit")
+    assert not (tmp_path / "refit").exists()
+    stages = []
+    train(store, None, c, tmp_path / "run", resume=True, progress=lambda stage, *told: stages.append(stage))
+    assert set(stages) == {"last solve"}
+    assert torch.equal(load_sae(tmp_path / "run").W_enc, sae.W_enc)
+
+
+def test_a_refit_whose_solve_the_machine_cannot_hold_is_refused_at_once(store, tmp_path, monkeypatch):
+    sae = PAM(D_IN, config(), CPU).weights.sae()
+    monkeypatch.setattr("splinterp.train.budget.total_memory", lambda device: 100_000)
+    with pytest.raises(SplinterpError, match="which --memory allows, and there are"):
+        refit(sae, "sae", store, SITE, tmp_path / "refit", memory=10**9)
+    assert not (tmp_path / "refit").exists()
 
 
 @pytest.mark.parametrize(

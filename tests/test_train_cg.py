@@ -156,6 +156,16 @@ def test_a_run_within_a_small_budget_learns_what_one_with_the_gram_matrix_does(s
     assert small["fvu"] < small["before_last_solve"]["fvu"]
 
 
+@pytest.mark.parametrize("method", ["pam", "adam"])
+@pytest.mark.parametrize(("memory", "times"), [(90_000, 1), (None, 0)])
+def test_a_last_solve_without_a_gram_matrix_is_told_where_it_is_the_only_one(store, tmp_path, method, memory, times):
+    told: list[str] = []
+    config = replace(CONFIG, method=method, rows=400, solve_every=None, memory_rows=None, memory=memory)
+    train(store, None, config, tmp_path / "run", tell=told.append)
+    assert sum("solved by conjugate gradients at the end, over all rows." in sentence for sentence in told) == times
+    assert not any("over the last" in sentence for sentence in told)
+
+
 def test_a_solve_within_training_is_at_rest_on_the_windows_rows(store):
     pam = PAM(D_IN, replace(CONFIG, ridge=1e-6), CPU)
     assert isinstance(pam.statistics, Window)

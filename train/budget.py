@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -12,9 +13,12 @@ from ..errors import SplinterpError
 from ..quantities import format_bytes
 from .config import TrainConfig
 
-# Float64 matrices [d_sae, d_in] of a solve by conjugate gradients, with the sums it is made from: two cross moments, C, W, R, P, A·P and
-# a temporary each of the product and of the check.
-_VECTORS = 9
+# Float64 matrices [d_sae, d_in] of a last solve by conjugate gradients, with the sums it is made from: two cross moments, C, W, R, P, A·P,
+# a temporary each of the product and of the check, and of the choice of the ridge the best decoder, the last one, where the next begins, and
+# a copy of the present one.
+_VECTORS = 12
+# Those of a solve within training, where no ridge is chosen: without the last three.
+_VECTORS_WITHIN = 9
 
 
 def gram_bytes(config: TrainConfig) -> int:
@@ -61,13 +65,31 @@ def check_machine(config: TrainConfig, device: torch.device) -> None:
         )
 
 
-def codes_bytes(config: TrainConfig, d_in: int, device: torch.device) -> int:
-    """What is left of the budget for codes, beside the matrices of conjugate gradients.
+@contextmanager
+def enough_memory(config: TrainConfig, device: torch.device, advice: str) -> Iterator[None]:
+    """Where memory cannot be allocated within the block, a sentence that ends in this advice.
+
+    Raises:
+        SplinterpError: it cannot.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it as it is
+        if "allocate" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise SplinterpError(
+            f"There is not enough memory for {config.d_sae:,} latents: statistics and solves may take "
+            f"{format_bytes(memory_budget(config, device))}; {advice}"
+        ) from None
+
+
+def codes_bytes(config: TrainConfig, d_in: int, device: torch.device, matrices: int = _VECTORS) -> int:
+    """What is left of the budget for codes, beside the matrices of conjugate gradients; those of the last solve, if not told.
 
     Raises:
         SplinterpError: nothing.
     """
-    vectors, budget = _VECTORS * 8 * config.d_sae * d_in, memory_budget(config, device)
+    vectors, budget = matrices * 8 * config.d_sae * d_in, memory_budget(config, device)
     if vectors >= budget:
         raise SplinterpError(
             f"A solve of {config.d_sae:,} latents takes {format_bytes(vectors)} even without the Gram matrix, and --memory is "
@@ -84,7 +106,7 @@ def window_rows(config: TrainConfig, d_in: int, memory_rows: int, device: torch.
     """
     assert config.k is not None
     row = 4 * d_in + 8 * (config.k_start or config.k)
-    room = codes_bytes(config, d_in, device) // row * world
+    room = codes_bytes(config, d_in, device, _VECTORS_WITHIN) // row * world
     if room < min(config.batch_size, config.rows):
         raise SplinterpError(
             f"--memory {format_bytes(memory_budget(config, device))} does not hold one batch of rows with their codes beside a solve; "

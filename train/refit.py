@@ -17,7 +17,7 @@ from ..evaluate.metrics import evaluate_rows, paired_gain
 from ..sae import SAE, Architecture, save_sae
 from ..store import Store
 from ..store.files import Lock
-from .budget import codes_bytes, solves_by_cg
+from .budget import check_machine, codes_bytes, enough_memory, solves_by_cg
 from .config import Activation, TrainConfig
 from .decoder import Penalties
 from .directory import RUN, SUMMARY, check_is_run, describe, remove_run, write_json
@@ -84,6 +84,8 @@ def refit(
     without_gram = None
     if solves_by_cg(config, device):
         without_gram = WithoutGram(codes_bytes(config, d_in, device), out)
+    else:
+        check_machine(config, device)
     if out.exists():
         check_is_run(out)
     sae = sae.to(device)
@@ -126,7 +128,8 @@ def _refit(
         by = "validation" if store.split_rows("validation") else "held_out"
         validation = raw_rows(store, site, device, "validation") if by == "validation" else None
         train_rows = raw_rows(store, site, device, "train")
-        solution = last_solve(sae, train_rows, Penalties(), config.ridge, tell, without_gram, validation=validation)
+        with enough_memory(config, device, "lower --memory."):
+            solution = last_solve(sae, train_rows, Penalties(), config.ridge, tell, without_gram, validation=validation)
         assert solution  # there are no other ranks
         solved, told = solution
         after = evaluate_rows(solved, raw_rows(store, site, device, "held_out"), mean)

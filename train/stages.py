@@ -23,7 +23,7 @@ from ..store import Store
 from ..store.batches import Split
 from ..store.files import Lock, temporary
 from .adam import AdamBaseline
-from .budget import check_machine, codes_bytes, gram_bytes, memory_budget, solves_by_cg
+from .budget import check_machine, codes_bytes, enough_memory, gram_bytes, memory_budget, solves_by_cg
 from .checkpoint import CHECKPOINT, Position, read_checkpoint
 from .config import TrainConfig
 from .decoder import Penalties
@@ -115,16 +115,17 @@ class Run:
         state = deal(found, method, group)
         with group.agreed():
             _load(method, state, self.checkpoints.path)
-        if isinstance(method, Weights):
-            self.sae = method.sae()
-            return
-        self._method = method
-        if isinstance(method, PAM) and isinstance(method.statistics, Window):
+        window = method.statistics if isinstance(method, PAM) and isinstance(method.statistics, Window) else None
+        if solves_by_cg(config, device) and (window or config.last_solve):
+            over = f"over the last {window.capacity * group.world:,} rows" if window else "at the end, over all rows"
             self.tell(
                 f"The Gram matrix of {config.d_sae:,} latents takes up to {format_bytes(gram_bytes(config))}, more than the "
-                f"{format_bytes(memory_budget(config, device))} of --memory: the decoder is solved by conjugate gradients over the last "
-                f"{method.statistics.capacity * group.world:,} rows."
+                f"{format_bytes(memory_budget(config, device))} of --memory: the decoder is solved by conjugate gradients {over}."
             )
+        if isinstance(method, Weights):
+            self.sae = method.sae()
+        else:
+            self._method = method
 
     def begin(self, logger: str, force: bool = False) -> None:
         """Make room in the directory, if need be (`force`), describe the run there, and be ready for its steps."""
@@ -252,7 +253,10 @@ class Run:
             directory = self.out if self.out.is_dir() else Path(gettempdir())  # on another rank's machine there may be none
             without_gram = WithoutGram(codes_bytes(c, len(self.rows.mean), device), directory)
         validation = self.rows.dealt("validation", 4096) if self.rows.store.split_rows("validation") else None
-        return last_solve(sae, self.rows.dealt("train", 4096), penalties, c.ridge, tell, without_gram, group, validation)
+        with enough_memory(
+            c, device, "the SAE as trained is kept, and --resume with a lower --memory goes on with the last solve."
+        ):
+            return last_solve(sae, self.rows.dealt("train", 4096), penalties, c.ridge, tell, without_gram, group, validation)
 
 
 def _load(into: PAM | AdamBaseline | Weights, state: State, path: Path) -> None:
@@ -276,17 +280,10 @@ def _load(into: PAM | AdamBaseline | Weights, state: State, path: Path) -> None:
 
 def _start(config: TrainConfig, d_in: int, device: torch.device, group: Group, trained: bool) -> PAM | AdamBaseline | Weights:
     """The method's state, or the weights alone where it has done its work; a sentence where there is not the memory for it."""
-    try:
+    with enough_memory(config, device, "lower --memory or use fewer --latents."):
         if trained:
             return Weights(d_in, config, device, group)
         return (PAM if config.method == "pam" else AdamBaseline)(d_in, config, device, group)
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it as it is
-        if "allocate" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise SplinterpError(
-            f"There is not enough memory for {config.d_sae:,} latents: statistics and solves may take "
-            f"{format_bytes(memory_budget(config, device))}; lower --memory or use fewer --latents."
-        ) from None
 
 
 def _with_metadata(sae: SAE, store: Store, site: str) -> SAE:
