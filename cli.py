@@ -469,7 +469,7 @@ def train(
     precision: Annotated[
         str,
         typer.Option(
-            help="Of the product x·W_enc while training: auto (tf32 on a GPU, float32 on a CPU), float32, tf32 or bfloat16. All else is "
+            help="Of the products x·W_enc and pursuit's while training: auto (tf32 on a GPU, float32 on a CPU), float32, tf32 or bfloat16. All else is "
             "float32 or float64."
         ),
     ] = "auto",

@@ -69,7 +69,7 @@ class Watch(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("activation", ["topk", "relu"])
-def test_tf32_is_allowed_in_that_product_alone(activation):
+def test_tf32_is_allowed_in_those_products_alone(activation):
     k = 4 if activation == "topk" else None
     config = TrainConfig(
         method="pam", activation=activation, d_sae=48, k=k, rows=10**6, batch_size=32, lr=1e-2, solve_every=2, dead_after=33
@@ -80,7 +80,7 @@ def test_tf32_is_allowed_in_that_product_alone(activation):
     with Watch() as watch:
         for _ in range(4):
             pam.step(torch.randn(32, 10), 1e-2)
-    assert [name for name in watch.allowed if name in watch.products] == 4 * ["addmm"]
+    assert [name for name in watch.allowed if name in watch.products] == 4 * (1 + bool(config.pull)) * ["addmm"]
     assert set(watch.allowed) <= {"mm", "addmm", "t", "transpose", "expand"}
     assert {"linalg_cholesky_ex", "cholesky_solve"} <= watch.products  # there were solves
     assert switch() == before

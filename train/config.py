@@ -58,7 +58,7 @@ class TrainConfig:
         memory: bytes that the statistics and their solves may take, in each process; None: half of the device's memory, which processes
             on one device share. Where the Gram matrix takes more, solves are by conjugate gradients over a plain window of
             `memory_rows` rows, no more than fit.
-        precision: how the product x·W_enc of a training step is rounded (train/precision.py): float32, tf32 (GPUs), bfloat16; auto is tf32
+        precision: how the products x·W_enc and pursuit's of a training step are rounded (train/precision.py): float32, tf32 (GPUs), bfloat16; auto is tf32
             on a GPU and float32 on a CPU. Everything else is float32 or float64.
         seed: of initialisation and, where there is no `order_seed`, of the order of the rows.
         order_seed: of the order of the rows; None: `seed`. Runs that share their batches have it in common.

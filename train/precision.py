@@ -1,4 +1,4 @@
-"""How the one dense product of a training step, x·W_enc, is rounded; nothing else ever is.
+"""How the dense products of a training step, x·W_enc and pursuit's (x − x̂)·W_decᵀ, are rounded; nothing else ever is.
 
 - float32: not at all.
 - tf32: a GPU's tensor cores take the operands with 10 bits of mantissa in place of 23; products and sums are float32. Several times as
@@ -7,7 +7,7 @@
   twice as fast again.
 
 Weights, Adam, the sparse products, statistics, solves and every evaluation keep float32 or float64: torch's switch for TF32 is on within
-the product alone. On a CPU bfloat16 multiplies the rounded operands in float32, so that its numerics, not its speed, can be tried there.
+these products alone. On a CPU bfloat16 multiplies the rounded operands in float32, so that its numerics, not its speed, can be tried there.
 """
 
 from __future__ import annotations
