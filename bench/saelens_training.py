@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,10 +66,10 @@ def fit(config: TrainConfig, place: Place, progress: Progress | None = None) -> 
     return Outcome(finished, seconds, {"dead_in_training": int(trainer.dead_neurons.sum())}, curve)
 
 
-def _ours(sae: torch.nn.Module, device: torch.device) -> SAE:
+def _ours(sae: Any, device: torch.device) -> SAE:
     """As SAELens saves it, and we read it."""
     with tempfile.TemporaryDirectory() as folder:
-        sae.save_inference_model(folder)  # type: ignore[operator]
+        sae.save_inference_model(folder)
         return load_sae(folder, device)
 
 

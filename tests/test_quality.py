@@ -184,7 +184,9 @@ def test_saelens_is_trained_on_the_same_batches_at_the_same_rates(store, monkeyp
     assert rates == pytest.approx([lr_at(i, config) for i in range(config.steps)], rel=1e-9)
     assert outcome.sae is not None
     assert outcome.curve[-1][2] < 0.9 * outcome.curve[0][2]
-    assert torch.equal(outcome.sae.W_enc, fit(config, place).sae.W_enc)  # type: ignore[union-attr]
+    again = fit(config, place).sae
+    assert again is not None
+    assert torch.equal(outcome.sae.W_enc, again.W_enc)
 
 
 @pytest.mark.parametrize(
