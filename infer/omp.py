@@ -45,7 +45,7 @@ def noise(rows: Correlations) -> Tensor:
 
 
 def _signed(rows: Correlations, k: int, residual: float) -> SparseCodes:
-    n, d = rows.first.shape
+    n = len(rows.first)
     correlations, tolerance, floor = rows.first, span_tolerance(rows.first.dtype), noise(rows)
     chosen = torch.zeros(n, k, dtype=torch.int64, device=correlations.device)
     u, K = correlations.new_zeros(n, k), correlations.new_zeros(n, k, k)

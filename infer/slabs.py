@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
 
 from ..devices import work_alone
 from ..sae import Codes, RaggedCodes, SparseCodes, to_dense
