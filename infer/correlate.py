@@ -11,9 +11,10 @@ from copy import copy
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..sae import SparseCodes, decode
+from ..sae import kernels_for
 from .problem import Dictionary
 
 # How many of a dense product's multiplications take the time of one with gathered rows, which waits for memory.
@@ -39,10 +40,6 @@ class Correlations(Protocol):
         """⟨a_i, a_o⟩ of atoms `indices` [N, w] and `other` [N, 1]: [N, w]."""
         ...
 
-    def within(self, indices: Tensor) -> Tensor:
-        """The Gram matrices of atoms `indices` [N, k]: [N, k, k]."""
-        ...
-
     def take(self, rows: Tensor) -> Correlations:
         """Those of some rows, int64 [M]."""
         ...
@@ -59,7 +56,7 @@ class OfDictionary:
     def after(self, indices: Tensor, sizes: Tensor) -> Tensor:
         gathered = self._by_gram(indices.shape[1])
         if gathered is not None:
-            return _sum(indices, -sizes, gathered).add_(self.first)
+            return torch.sub(self.first, moved := _sum(indices, sizes, gathered), out=moved)
         return (self.y - _sum(indices, sizes, self.atoms)) @ self.atoms.T
 
     def of(self, indices: Tensor, sizes: Tensor) -> Tensor:
@@ -70,12 +67,13 @@ class OfDictionary:
 
     def between(self, indices: Tensor, other: Tensor) -> Tensor:
         if self.gram is not None:
-            return self.gram.view(-1)[indices * len(self.gram) + other]
+            return _entries(self.gram, indices * len(self.gram) + other)
         return torch.bmm(self.atoms[indices], self.atoms[other].transpose(1, 2)).squeeze(2)
 
     def within(self, indices: Tensor) -> Tensor:
+        """The Gram matrices of atoms `indices` [N, k]: [N, k, k]."""
         if self.gram is not None:
-            return self.gram.view(-1)[indices[:, :, None] * len(self.gram) + indices[:, None, :]]
+            return _entries(self.gram, (indices * len(self.gram))[:, :, None] + indices[:, None, :])
         chosen = self.atoms[indices]
         return torch.bmm(chosen, chosen.transpose(1, 2))
 
@@ -110,11 +108,6 @@ class OnSupport:
         k = self.grams.shape[1]
         return self.grams.view(-1, k * k).gather(1, indices * k + other)
 
-    def within(self, indices: Tensor) -> Tensor:
-        k = self.grams.shape[1]
-        pairs = indices[:, :, None] * k + indices[:, None, :]
-        return self.grams.view(-1, k * k).gather(1, pairs.flatten(1)).view_as(pairs)
-
     def take(self, rows: Tensor) -> OnSupport:
         some = copy(self)
         some.first, some.squared, some.grams = self.first[rows], self.squared[rows], self.grams[rows]
@@ -123,11 +116,14 @@ class OnSupport:
 
 def _sum(indices: Tensor, sizes: Tensor, rows: Tensor) -> Tensor:
     """Σ_j sizes_j·rows[indices_j], [N, d]."""
-    return (
-        decode(SparseCodes(indices, sizes), rows, rows.new_zeros(()))
-        if indices.shape[1]
-        else rows.new_zeros(len(sizes), rows.shape[1])
-    )
+    if kernels := kernels_for(rows):
+        return kernels.decode(indices, sizes, rows, rows.new_zeros(rows.shape[1]))
+    return F.embedding_bag(indices, rows, per_sample_weights=sizes, mode="sum")
+
+
+def _entries(matrix: Tensor, places: Tensor) -> Tensor:
+    """Entries of a matrix at places among all of them, in their shape; on a CPU several times faster than by indexing."""
+    return matrix.view(-1).index_select(0, places.view(-1)).view(places.shape)
 
 
 def largest(scores: Tensor) -> Tensor:

@@ -39,10 +39,10 @@ def gradient_pursuit(rows: Correlations, k: int, signed: bool, residual: float =
     correlations, floor = rows.first.clone(), noise(rows)
     chosen = torch.zeros(n, k, dtype=torch.int64, device=correlations.device)
     u = correlations.new_zeros(n, k)
-    alive = torch.ones(n, 1, dtype=torch.bool, device=correlations.device)
+    alive, room = torch.ones(n, 1, dtype=torch.bool, device=correlations.device), torch.empty_like(correlations)
     left, enough = rows.squared[:, None].clone(), residual**2 * rows.squared[:, None]
     for w in range(1, k + 1):
-        scores = correlations.abs() if signed else correlations.clone()
+        scores = torch.abs(correlations, out=room) if signed else room.copy_(correlations)
         # Chosen atoms take part by the gradient; that a row which is done takes others yet changes nothing, at zero.
         new = largest(scores.scatter_(1, chosen[:, : w - 1], -torch.inf))
         alive = alive & (scores.gather(1, new) > floor) & (left > enough)
@@ -51,24 +51,25 @@ def gradient_pursuit(rows: Correlations, k: int, signed: bool, residual: float =
         g = torch.where(alive, correlations.gather(1, S), 0.0)
         if not signed:
             g = torch.where((sizes > 0) | (g > 0), g, 0.0)
-        change, moved = _exact_step(rows, S, g, g)
+        change, moved, length = _exact_step(rows, S, g, g)
         if not signed:
             bent = (sizes + change < 0).any(1).nonzero().squeeze(1)
             if len(bent):
                 some, S_b, sizes_b = rows.take(bent), S[bent], sizes[bent]
                 straight = (sizes_b + change[bent]).clamp_(min=0) - sizes_b
-                change[bent], moved[bent] = _exact_step(some, S_b, g[bent], straight, at_most=1.0)
+                change[bent], moved[bent], length[bent] = _exact_step(some, S_b, g[bent], straight, at_most=1.0)
         sizes += change
-        left = left - (change * (2 * g - moved.gather(1, S))).sum(1, keepdim=True)
-        correlations -= moved
+        left = left - (change * (2 * g - length * moved.gather(1, S))).sum(1, keepdim=True)
+        correlations.addcmul_(moved, length, value=-1)
     return SparseCodes(chosen, u if signed else u.clamp_(min=0))
 
 
 def _exact_step(
     rows: Correlations, S: Tensor, g: Tensor, direction: Tensor, at_most: float = torch.inf
-) -> tuple[Tensor, Tensor]:
-    """The best multiple of a direction [N, w] in the sizes of atoms S, whose correlations are g; and its correlations with all atoms, [N, d]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best step along a direction [N, w] in the sizes of atoms S, whose correlations are g: that step, the direction's correlations with
+    all atoms [N, d], and its length in units of it [N, 1]."""
     moved = rows.of(S, direction)
     squared = (direction * moved.gather(1, S)).sum(1, keepdim=True)
     length = torch.where(squared > 0, (direction * g).sum(1, keepdim=True) / squared, 0.0).clamp_(max=at_most)
-    return direction * length, moved.mul_(length)
+    return direction * length, moved, length

@@ -45,15 +45,16 @@ def noise(rows: Correlations) -> Tensor:
 
 
 def _signed(rows: Correlations, k: int, residual: float) -> SparseCodes:
-    n = len(rows.first)
-    correlations, tolerance, floor = rows.first, span_tolerance(rows.first.dtype), noise(rows)
-    chosen = torch.zeros(n, k, dtype=torch.int64, device=correlations.device)
-    u, K = correlations.new_zeros(n, k), correlations.new_zeros(n, k, k)
-    alive = torch.ones(n, 1, dtype=torch.bool, device=correlations.device)
+    n, d = rows.first.shape
+    tolerance, floor = span_tolerance(rows.first.dtype), noise(rows)
+    chosen = torch.zeros(n, k, dtype=torch.int64, device=rows.first.device)
+    u, K = rows.first.new_zeros(n, k), rows.first.new_zeros(n, k, k)
+    used = torch.zeros_like(chosen, dtype=torch.bool)
+    alive, room = used.new_ones(n, 1), torch.empty_like(rows.first)
     left, enough = rows.squared[:, None].clone(), residual**2 * rows.squared[:, None]
     for w in range(k):
-        # Chosen atoms are never taken again, so that a row that is done is filled up with others, at zero.
-        new = largest(correlations.abs().scatter_(1, chosen[:, :w], -1.0))
+        correlations = rows.after(chosen[:, :w], u[:, :w]) if w else rows.first
+        new = largest(torch.abs(correlations, out=room))
         c = correlations.gather(1, new)
         g = rows.between(chosen[:, :w], new)
         Kg = _matvec(K[:, :w, :w], g)
@@ -62,12 +63,11 @@ def _signed(rows: Correlations, k: int, residual: float) -> SparseCodes:
         per_s = torch.where(alive, 1 / s, 0.0)
         v = torch.cat([Kg, Kg.new_full((n, 1), -1.0)], 1)
         K[:, : w + 1, : w + 1].addcmul_((v * per_s)[:, :, None], v[:, None, :])
-        u[:, : w + 1] -= v * (c * per_s)
-        chosen[:, w : w + 1] = new
-        left = left - c * c * per_s
-        if w + 1 < k:
-            correlations = rows.after(chosen[:, : w + 1], u[:, : w + 1])
-    return SparseCodes(chosen, u + _matvec(K, _rest(rows, chosen, u)))
+        change = c * per_s
+        u[:, : w + 1].addcmul_(v, change, value=-1)
+        left = left.addcmul(c, change, value=-1)
+        chosen[:, w : w + 1], used[:, w : w + 1] = new, alive
+    return SparseCodes(chosen if bool(used.all()) else distinct(chosen, used, d), u + _rest(rows, chosen, u, K))
 
 
 class _State(NamedTuple):
@@ -99,7 +99,7 @@ def _non_negative(rows: Correlations, k: int, residual: float) -> SparseCodes:
         for whole, t in zip(state, part, strict=True):
             whole[going] = t
         going = going[alive & ~part.used.all(1)]
-    u = (u + _matvec(state.K, _rest(rows, chosen, u))).clamp_(min=0)
+    u = (u + _rest(rows, chosen, u, state.K)).clamp_(min=0)
     return SparseCodes(distinct(chosen, state.used, d), u)
 
 
@@ -155,10 +155,10 @@ def _let_go(state: _State, fitted: Tensor) -> Tensor:
 
 
 def _matvec(K: Tensor, g: Tensor) -> Tensor:
-    """[N, w, w] times [N, w]; on a CPU faster than a batched product for matrices this small."""
-    return (K * g[:, None, :]).sum(2)
+    """Symmetric K [N, w, w] times [N, w]; on a CPU faster than a batched product for matrices this small."""
+    return (K * g[:, :, None]).sum(1)
 
 
-def _rest(rows: Correlations, chosen: Tensor, u: Tensor) -> Tensor:
-    """A_S·y − G_SS·u, [N, k]: what is left for the chosen atoms, which is rounding."""
-    return rows.first.gather(1, chosen) - _matvec(rows.within(chosen), u)
+def _rest(rows: Correlations, chosen: Tensor, u: Tensor, K: Tensor) -> Tensor:
+    """K·(A_S·y − G_SS·u), [N, k]: what least squares on the residual adds, which is rounding; zero in slots that are not in use."""
+    return _matvec(K, rows.after(chosen, u).gather(1, chosen))
