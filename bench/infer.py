@@ -141,9 +141,9 @@ def run(config: InferBench, progress: Callable[[], None] | None = None) -> dict[
         for name in OURS:  # code is tuned, and the Gram matrix made, when the clock starts
             infer(OURS[name][0], ours_x[:2], ours, Target(k=config.k, signed=OURS[name][1]))
         seconds = measure({n: clocked(n, act) for n, act in acts.items()}, config.rounds, lambda _: synchronise(), progress)
-        memory = {}
+        memory = []
         for rows in (config.rows, _MORE * config.rows):
-            memory[rows] = _in_a_process(config, rows)
+            memory.append({"rows": rows, "mib": _in_a_process(config, rows)})
             progress()
         threads = torch.get_num_threads()
     by_clock, by_processor = (
@@ -160,7 +160,7 @@ def run(config: InferBench, progress: Callable[[], None] | None = None) -> dict[
         "processor_ratios": _ratios(by_processor) if device.type == "cpu" else {},
         "fvu": {name: _squared_error(found, ours_x, ours) / whole for name, found in codes.items()},
         "l0": {name: float((found.values != 0).double().sum(1).mean()) for name, found in codes.items()},
-        "memory_mib": memory,
+        "memory": memory,
     }
 
 
@@ -232,11 +232,11 @@ def table(result: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | {speed:,.0f} | {clock} | {result['rows_per_processor_s'][name]:,.0f} | {processor} | {quality} |"
         )
-    memory = ", ".join(f"{rows:,} rows: {mib:,.0f} MiB" for rows, mib in result["memory_mib"].items())
-    codes = ", ".join(f"{rows * s['k'] * 12 / 2**20:,.0f}" for rows in result["memory_mib"])
-    return "\n".join(
-        [*lines, "", f"Memory of non-negative omp on the CPU, {memory}; of that the codes themselves {codes} MiB."]
+    memory = ", ".join(
+        f"{m['rows']:,} rows: {m['mib']:,.0f} MiB, codes {m['rows'] * s['k'] * 12 / 2**20:,.0f} MiB of it"
+        for m in result["memory"]
     )
+    return "\n".join([*lines, "", f"Memory of non-negative omp on the CPU: {memory}."])
 
 
 def _spread(share: dict[str, float] | None) -> str:
