@@ -50,11 +50,11 @@ def _signed(rows: Correlations, k: int, residual: float) -> SparseCodes:
     chosen = torch.zeros(n, k, dtype=torch.int64, device=rows.first.device)
     u, K = rows.first.new_zeros(n, k), rows.first.new_zeros(n, k, k)
     used = torch.zeros_like(chosen, dtype=torch.bool)
-    alive, room = used.new_ones(n, 1), torch.empty_like(rows.first)
+    alive = used.new_ones(n, 1)
     left, enough = rows.squared[:, None].clone(), residual**2 * rows.squared[:, None]
     for w in range(k):
         correlations = rows.after(chosen[:, :w], u[:, :w]) if w else rows.first
-        new = largest(torch.abs(correlations, out=room))
+        new = largest(correlations, either_sign=True)
         c = correlations.gather(1, new)
         g = rows.between(chosen[:, :w], new)
         Kg = _matvec(K[:, :w, :w], g)

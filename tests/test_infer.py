@@ -232,6 +232,8 @@ def test_dead_and_doubled_atoms_and_rows_of_nothing(dictionary, x, name, signed,
     z = to_dense(codes, D_SAE)
     assert z.isfinite().all()
     assert (z[:, 3] == 0).all()
+    if isinstance(codes, SparseCodes):
+        assert all(len(set(row)) == len(row) for row in codes.indices.tolist())
     assert z[0].abs().max() < 1e-6
     assert (errors(codes, x, odd) <= (x - odd.b_dec).square().sum(1) * (1 + 1e-6)).all()
     if name in ("omp", "ls"):
