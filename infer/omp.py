@@ -87,7 +87,7 @@ def _non_negative(rows: Correlations, k: int, residual: float) -> SparseCodes:
     state = _State(chosen, torch.zeros_like(chosen, dtype=torch.bool), u, u.new_zeros(n, k, k))
     correlations, alive = rows.first, torch.ones_like(u[:, 0], dtype=torch.bool)
     for w in range(1, k + 1):
-        alive = _add_one(rows, correlations, _State(*(t[:, :w] for t in state[:3]), state.K[:, :w, :w]), residual)
+        alive = _add_one(rows, correlations, _State(chosen[:, :w], state.used[:, :w], u[:, :w], state.K[:, :w, :w]), residual)
         correlations = rows.after(chosen[:, :w], u[:, :w])
     # Rows that let atoms go have room for others: these few rows go on by themselves.
     going = (alive & ~state.used.all(1)).nonzero().squeeze(1)
