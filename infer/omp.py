@@ -25,7 +25,7 @@ from torch import Tensor
 from ..sae import SparseCodes
 from .correlate import Correlations, distinct, largest
 
-# Of non-negative pursuit: atoms tried at most, in units of k. It is about 1.2 k of them on a trained SAE's dictionary.
+# Of non-negative pursuit: atoms tried at most, in units of k; a row lets go of few, and this only bounds what rounding could make it repeat.
 TRIES = 4
 
 
