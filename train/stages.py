@@ -27,6 +27,7 @@ from .budget import check_machine, codes_bytes, enough_memory, gram_bytes, memor
 from .checkpoint import CHECKPOINT, Position, read_checkpoint
 from .config import TrainConfig
 from .decoder import Penalties
+from .dictionary import DictionaryLearning
 from .directory import METRICS, RUN, SUMMARY, check_is_run, describe, is_begun, remove_run, resumed, write_json
 from .encoder import Weights
 from .group import Group
@@ -283,7 +284,10 @@ def _start(config: TrainConfig, d_in: int, device: torch.device, group: Group, t
     with enough_memory(config, device, "lower --memory or use fewer --latents."):
         if trained:
             return Weights(d_in, config, device, group)
-        return (PAM if config.method == "pam" else AdamBaseline)(d_in, config, device, group)
+        return METHODS[config.method](d_in, config, device, group)
+
+
+METHODS: dict[str, type[PAM] | type[AdamBaseline]] = {"pam": PAM, "adam": AdamBaseline, "pursuit": DictionaryLearning}
 
 
 def _with_metadata(sae: SAE, store: Store, site: str) -> SAE:
