@@ -440,9 +440,17 @@ def train(
         float | None,
         typer.Option(
             help="Weight of the encoder's pull towards better codes, a step of pursuit from its own, by which up to half of the "
-            "decoder's gradient goes too (topk); 0: none. \\[default: 0.3 for pam, unless --solve-only or with fewer rows than latents]",
+            "decoder's gradient goes too (topk); 0: none. \\[default: 0.3 for pam, unless --solve-only or with fewer rows than latents and no --jitter]",
         ),
     ] = None,
+    jitter: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of noise, with the rows' own covariance, in every training row, against learning few rows by heart: auto (none up to 8 "
+            "epochs, then more the more epochs and the fewer rows a latent there are), or a number from 0, none, to below 1.",
+        ),
+    ] = "auto",
     solve_every: Annotated[
         int | None,
         typer.Option(
@@ -510,7 +518,7 @@ def train(
         bandwidth=bandwidth, revive=revive,
         tokens=tokens, epochs=epochs, batch_size=_unless_auto(batch_size, parse_quantity, "--batch-size"), lr=_unless_auto(lr, float, "--lr"),
         warmup=warmup, decay=decay, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec, nu_dec=nu_dec, alpha=alpha,
-        beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, pursuit=pursuit, solve_every=solve_every, memory_rows=memory_rows,
+        beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, pursuit=pursuit, jitter=_unless_auto(jitter, float, "--jitter"), solve_every=solve_every, memory_rows=memory_rows,
         last_solve=last_solve, memory=None if memory is None else parse_bytes(memory), precision=precision, seed=seed, order_seed=order_seed,
     )  # fmt: skip
     ranks = Ranks.of_environment()

@@ -112,6 +112,7 @@ def print_train_plan(
     else:
         sparsity = f"l1={c.l1:g}" if c.k is None else f"k={c.k}"
         line = f"{c.method} on {site}: {stream}, {c.d_sae:,} latents, {sparsity}, lr {c.lr:.2g}, seed {c.seed}"
+        line += f", jitter {c.noise:.2g}" if c.noise else ""
         line += f", {processes} processes -> {out}" if processes > 1 else f" -> {out}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -52,6 +52,7 @@ CONFIG = TrainConfig(
 CONFIGS = {
     "as it comes": replace(CONFIG, solve_every=None, memory_rows=None),
     "topk": CONFIG,
+    "with jitter": replace(CONFIG, jitter=0.3),
     "solve-only, M=2": replace(CONFIG, decoder_steps=False, encoder_steps=2, mu_enc=0.1, nu_enc=0.1),
     "batchtopk": replace(CONFIG, activation="batchtopk"),
     "relu": replace(CONFIG, activation="relu", k=None, k_start=None, l1=1.0),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..errors import SplinterpError
+from .jitter import auto_jitter
 
 Method = Literal["pam", "adam"]
 Activation = Literal["topk", "batchtopk", "relu", "jumprelu"]
@@ -44,7 +45,8 @@ class TrainConfig:
         mu_enc, nu_enc: pull of W_enc and b_enc towards their values before the M steps.
         decoder_steps: pam only: whether the decoder takes gradient steps too, between solves.
         pursuit: weight λ of the pull towards better codes than the encoder's (train/pursuit.py); 0: none; None: PURSUIT for pam with topk
-            and decoder_steps, unless there are fewer different rows than latents, else none.
+            and decoder_steps, unless there are fewer different rows than latents and no jitter, else none.
+        jitter: share of noise of the rows' own covariance in every training row (train/jitter.py), below 1; None: `auto_jitter`.
         alpha, beta, mu_dec, nu_dec: the decoder's penalties of Theorem C.1; anchors are the decoder's current values.
         ridge: relative ridge towards the present decoder, in units of the centred Gram matrix's mean diagonal; None: chosen on validation
             rows in the last solve.
@@ -84,6 +86,7 @@ class TrainConfig:
     nu_enc: float = 0.0
     decoder_steps: bool = True
     pursuit: float | None = None
+    jitter: float | None = None
     alpha: float = 0.0
     beta: float = 0.0
     mu_dec: float = 0.0
@@ -141,6 +144,10 @@ class TrainConfig:
                 raise SplinterpError(f"{name}={value} must be between 0 and 2^63 - 1.")
         if self.pursuit is not None and not (math.isfinite(self.pursuit) and self.pursuit >= 0):
             raise SplinterpError(f"pursuit={self.pursuit} must be zero or positive.")
+        if self.jitter is not None and not 0 <= self.jitter < 1:
+            raise SplinterpError(
+                f"jitter={self.jitter} is the share of noise in a training row: it must be at least 0 and below 1."
+            )
         if self.bandwidth == 0:
             raise SplinterpError(
                 "bandwidth=0 would leave the thresholds where they are; give a positive --bandwidth or leave it out."
@@ -154,12 +161,17 @@ class TrainConfig:
 
     @property
     def pull(self) -> float:
-        """The weight of pursuit that `pursuit` comes to: where nothing is said, none with fewer different rows than latents. There better codes
-        are only learnt by heart: of 600 rows for 1,536 latents the held-out FVU was 3 % higher with them (bench/RESULTS.md)."""
+        """The weight of pursuit that `pursuit` comes to: where nothing is said, none with fewer different rows than latents and no jitter. There
+        better codes are only learnt by heart: of 600 rows for 1,536 latents the held-out FVU was 3 % higher with them (bench/RESULTS.md)."""
         if self.pursuit is not None:
             return self.pursuit
         ours = self.method == "pam" and self.activation == "topk" and self.decoder_steps
-        return PURSUIT if ours and self.one_pass >= self.d_sae else 0.0
+        return PURSUIT if ours and (self.one_pass >= self.d_sae or self.noise) else 0.0
+
+    @property
+    def noise(self) -> float:
+        """The share of noise that `jitter` comes to."""
+        return auto_jitter(self.rows, self.one_pass, self.d_sae) if self.jitter is None else self.jitter
 
     @property
     def one_pass(self) -> int:
