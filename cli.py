@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
@@ -20,13 +19,13 @@ from rich.console import Console
 from . import __version__
 from .bench.commands import bench
 from .errors import Interrupted, SaidElsewhere, SplinterpError
-from .options import quantity
+from .options import DeviceOption, ForceOption, JsonOption, SiteOption, StoreOption, quantity
 from .papers.commands import reproduce
 from .quantities import format_bytes, parse_bytes, parse_quantity
 from .ranks import speaks_for_all
+from .sae_commands import evaluate, site_of
 
 if TYPE_CHECKING:
-    from .sae import SAE
     from .store import Store
     from .train import MemberResult
 
@@ -81,17 +80,6 @@ def main(arguments: list[str] | None = None) -> None:
         where = f" ({error.filename})" if error.filename else ""
         err_console.print(f"The system refused: {error.strerror}{where}.", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
-
-
-StoreOption = Annotated[
-    str, typer.Option("--store", metavar="PATH", help="A store that `splinterp harvest` or `import` wrote.")
-]
-SiteOption = Annotated[
-    str | None, typer.Option("--site", help="The hook point, where the store has several (`info` lists them).")
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what exists at the output.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 
 def _version(value: bool) -> None:
@@ -369,7 +357,12 @@ def train(
         Path | None,
         typer.Option(help="The run directory; of a sweep the one that holds them. \\[default: runs/<store>-<method>-<date>]"),
     ] = None,
-    method: Annotated[str, typer.Option(help="pam (closed-form decoder) or adam (the baseline).")] = "pam",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="pam (closed-form decoder), adam (the baseline) or pursuit (a dictionary for better codes than the encoder's)."
+        ),
+    ] = "pam",
     activation: Annotated[
         str, typer.Option(help="topk, batchtopk (k a row on average; saved as jumprelu), jumprelu or relu.")
     ] = "topk",
@@ -556,55 +549,7 @@ def train(
             err_console.print(f"Note:{name} {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command("eval")
-def evaluate(
-    sae: Annotated[Path, typer.Argument(help="A run directory, or any SAE in SAELens's format.")],
-    store: StoreOption,
-    site: SiteOption = None,
-    split: Annotated[str, typer.Option(help="held_out, validation, train or all.")] = "held_out",
-    model: Annotated[str | None, typer.Option(help="Also take the cross-entropy of this model with the SAE in place.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Text for --model. \\[default: the store's]")] = None,
-    tokens: Annotated[int, typer.Option(parser=quantity, help="Tokens of text for --model.")] = 20_000,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """Figures of an SAE on a store's held-out rows."""
-    from . import store as stores
-    from .devices import choose_device
-    from .evaluate import evaluate_rows
-    from .sae import load_sae
-    from .train import check_width, raw_rows
-
-    if split not in ("held_out", "validation", "train", "all"):
-        raise typer.BadParameter("--split is held_out, validation, train or all")
-    on = choose_device(device)
-    loaded, opened = load_sae(sae, on), stores.open(store)
-    chosen = opened.site(site or _site_of(loaded, opened))
-    check_width(loaded.config.d_in, str(sae), opened, chosen.name)
-    figures: dict[str, Any] = {
-        **evaluate_rows(loaded, raw_rows(opened, chosen.name, on, split), chosen.mean),
-        "encoder": "native",
-    }
-    if model:
-        from .evaluate import cross_entropies
-        from .harvest.evaluation import AS_HARVESTED, evaluation_batches
-
-        told = opened.attributes
-        text = dataset or told.get("dataset")
-        if not text:
-            raise SplinterpError(f"{store} does not say what text it was harvested from; name one with --dataset.")
-        as_harvested = {key: told[key] for key in AS_HARVESTED if key in told}
-        if dataset:  # a text of its own has no such column
-            as_harvested.pop("tokens_column", None)
-        revision = told.get("revision") if model == told.get("model") else None
-        bridge, batches = evaluation_batches(model, text, tokens, **as_harvested, revision=revision, device=device)
-        figures |= cross_entropies(bridge, chosen.name, loaded, chosen.mean, batches)._asdict()
-    if as_json:
-        print(json.dumps({key: _number(value) for key, value in figures.items()}, allow_nan=False))
-        return
-    from .report.tables import print_figures
-
-    print_figures(out_console, figures)
+app.command("eval")(evaluate)
 
 
 @app.command()
@@ -633,7 +578,7 @@ def refit(
     from .train import refit as run
 
     loaded, opened = load_sae(sae), stores.open(store)
-    chosen = opened.site(site or _site_of(loaded, opened)).name
+    chosen = opened.site(site or site_of(loaded, opened)).name
     size = None if memory is None else parse_bytes(memory)
     with _TrainBar(opened.split_rows("train")) as bar:
         result = run(
@@ -706,11 +651,6 @@ class _TrainBar:
         self.bar.update(done, shown(figures), description=stage, total=total)
 
 
-def _number(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _unless_auto(text: str, parse: Callable[[str], T], option: str) -> T | None:
     try:
         return None if text == "auto" else parse(text)
@@ -730,16 +670,6 @@ def _say_store(store: Store, asked: int | None = None) -> None:
         err_console.print(
             f"Note: {why}, so the store has {store.rows:,} rows and not {asked:,}.", style="yellow", soft_wrap=True
         )
-
-
-def _site_of(sae: SAE, store: Store) -> str | None:
-    """The site that an SAE says it belongs to; none if it says nothing, or the store has just one."""
-    name = sae.config.metadata.get("hook_name")
-    if isinstance(name, str) and name not in store.sites:
-        raise SplinterpError(
-            f"The SAE belongs to {name}, and {store.path} has {', '.join(store.sites)}; if you mean it, name one with --site."
-        )
-    return name if isinstance(name, str) else None
 
 
 def _free_run_name(store: str, method: str) -> Path:
