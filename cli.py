@@ -433,7 +433,7 @@ def train(
         float | None,
         typer.Option(
             help="Weight of the encoder's pull towards better codes, a step of pursuit from its own, by which up to half of the "
-            "decoder's gradient goes too (topk); 0: none. \\[default: 0.3 for pam, unless --solve-only or with fewer rows than latents and no --jitter]",
+            "decoder's gradient goes too (topk); 0: none. \\[default: 0.3 for pursuit and pam, but for pam with --solve-only, or with fewer rows than latents and little jitter]",
         ),
     ] = None,
     jitter: Annotated[
@@ -441,14 +441,14 @@ def train(
         typer.Option(
             metavar="SHARE",
             help="Share of noise, with the rows' own covariance, in every training row, against learning few rows by heart: auto (none up to 8 "
-            "epochs, then more the more epochs and the fewer rows a latent there are), or a number from 0, none, to below 1.",
+            "epochs and with relu, else more the more epochs and the fewer rows a latent there are), or a number from 0, none, to below 1.",
         ),
     ] = "auto",
     solve_every: Annotated[
         int | None,
         typer.Option(
             parser=quantity,
-            help="Batches between two solves. \\[default: none on the way; with --solve-only or --memory-rows one in a memory's length]",
+            help="Batches between two solves. \\[default: none on the way; with --method pursuit, --solve-only or --memory-rows one in a memory's length]",
         ),
     ] = None,
     memory_rows: Annotated[

@@ -158,7 +158,8 @@ def print_results(console: Console, summaries: dict[str, dict[str, Any]]) -> Non
     print_whole(console, table)
     for name, s in summaries.items():
         if by := s.get("pursuit"):
-            told = f"{name}: by {by['encoder']} FVU {_fvu(by)} at L0 {by['l0']:.1f} on {by['n_rows']:,} held-out rows."
+            native = _fvu({"fvu": by["native_fvu"]})
+            told = f"{name}: on {by['n_rows']:,} held-out rows FVU {_fvu(by)} by {by['encoder']} at L0 {by['l0']:.1f}, {native} by the encoder."
             console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 

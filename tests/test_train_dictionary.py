@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,8 @@ from splinterp.errors import Interrupted, SplinterpError
 from splinterp.infer import Dictionary, Target, infer
 from splinterp.sae import load_sae, to_dense
 from splinterp.train import TrainConfig, train
+from splinterp.train.dictionary import DictionaryLearning
+from splinterp.train.training import Training
 
 SITE, D_IN, D_SAE, K, N = "hook", 24, 96, 6, 12_000
 PURSUIT = TrainConfig(
@@ -73,11 +76,37 @@ def test_interrupted_and_resumed_is_uninterrupted(store, tmp_path):
     assert left_by(tmp_path / "run") == left_by(tmp_path / "whole")
 
 
+def test_a_run_of_two_steps_keeps_a_decoder(store, tmp_path):
+    """The second of a single row, whose codes do not vary."""
+    summary = train(store, None, replace(PURSUIT, rows=129), tmp_path / "run").summary
+    assert summary["fvu"] < 2
+    assert summary["pursuit"]["fvu"] < 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_divergence_between_two_lines_of_the_log_is_divergence(store, tmp_path, monkeypatch, value):
+    """In the second half of the run, where pursuit would meet it first."""
+    real = DictionaryLearning.step
+
+    def poisoned(self, x, lr, rows):
+        if self.batches == 60:
+            with torch.no_grad():
+                self.weights.W_dec[3] = value
+        return real(self, x, lr, rows)
+
+    monkeypatch.setattr(DictionaryLearning, "step", poisoned)
+    monkeypatch.setattr(Training, "_log", lambda *arguments: None)
+    with pytest.raises(SplinterpError, match=r"Training diverged by step \d+ "):
+        train(store, None, PURSUIT, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["diverged"] > 60
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         ({"activation": "batchtopk"}, "--method pursuit goes with --activation topk; leave out batchtopk"),
         ({"last_solve": True}, "--last-solve would fit the decoder to the encoder's codes"),
+        ({"decoder_steps": False}, "--solve-only goes with --method pam"),
         ({"pursuit": 0.0}, "--pursuit 0 leaves --method pursuit without its codes"),
     ],
 )

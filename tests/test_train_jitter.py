@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+from runs import signal_at
 from splinterp import store as stores
-from splinterp.errors import SplinterpError
+from splinterp.errors import Interrupted, SplinterpError
 from splinterp.evaluate import evaluate_rows
+from splinterp.report.tables import print_train_plan
 from splinterp.sae import load_sae
-from splinterp.train import TrainConfig, train
+from splinterp.train import TrainConfig, TrainOptions, train
+from splinterp.train.config import PURSUIT
 from splinterp.train.group import ALONE
 from splinterp.train.jitter import SAMPLE, auto_jitter, jittered
 
 SITE, D_IN, D_SAE, K = "hook", 24, 96, 6
+OPTIONS = TrainOptions(**{field.name: None for field in fields(TrainOptions)} | {
+    "method": "pam", "activation": "topk", "latents": D_SAE, "k": K, "revive": "auxk", "batch_size": 128, "decay": 1.0, "encoder_steps": 1,
+    "precision": "auto", "seed": 0,
+})  # fmt: skip
 CONFIG = TrainConfig(method="pam", activation="topk", d_sae=D_SAE, k=K, rows=1, batch_size=128, lr=1e-2)
 
 
@@ -60,7 +69,40 @@ def test_by_default_there_is_none_in_few_epochs_and_less_of_it_the_more_rows():
 
     assert share(1, 500) == share(8, 500) == 0
     assert 0 < share(9, 500) < share(40, 500) < share(1000, 500) < 1 / (1 + 2 * 0.5**1.2)
-    assert share(40, 500) > share(40, 5000) > share(40, 50_000) > 0
+    assert share(40, 500) > share(40, 5000) > share(40, 15_000) > 0 == share(40, 100_000)
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu", "relu"])
+def test_the_default_is_for_activations_that_keep_their_l0(activation):
+    config = replace(CONFIG, activation=activation, k=None if activation == "relu" else K, rows=10_000, different_rows=100)
+    assert (config.noise > 0) == (activation != "relu")
+    assert replace(config, jitter=0.2).noise == 0.2
+
+
+def test_the_plan_tells_it(capsys):
+    options = replace(OPTIONS, tokens=None, epochs=50)
+    print_train_plan(Console(width=200), options.config(D_IN, 500), [], SITE, 500, Path("run"))
+    assert f", jitter {auto_jitter(25_000, 500, D_SAE):.2g} ->" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("epochs", "pull"), [(8, 0.0), (8.5, 0.0), (100, PURSUIT)])
+def test_with_fewer_rows_than_latents_there_is_pursuit_where_there_is_noise_enough(epochs, pull):
+    assert replace(CONFIG, rows=int(epochs * 60), different_rows=60).pull == pull
+
+
+def test_a_run_from_before_there_was_jitter_goes_on_without(tmp_path):
+    with stores.create(tmp_path / "acts.zarr", sites={SITE: D_IN}, dtype="float32", rows=400) as writer:
+        writer.add({SITE: rows_with_structure(400, 1)}, {})
+        store = writer.finish()
+    config = replace(CONFIG, rows=80 * store.split_rows("train"))
+    with pytest.raises(Interrupted):
+        train(store, None, replace(config, jitter=0.0), tmp_path / "run", progress=signal_at(1280))
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    del told["settings"]["jitter"], told["jitter"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(told))
+    with pytest.raises(SplinterpError, match=r"was begun with jitter=0\.0, and not with jitter=None"):
+        train(store, None, config, tmp_path / "run", resume=True)
+    train(store, None, replace(config, jitter=0.0), tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("jitter", [-0.1, 1.0, 2.0, float("nan"), float("inf")])
@@ -81,5 +123,5 @@ def test_few_rows_are_not_learnt_by_heart(tmp_path, method):
         fvu[jitter] = evaluate_rows(load_sae(result.directory), [rows_with_structure(4000, 2)])["fvu"]
         told = json.loads((result.directory / "run.json").read_text())
         assert (told["jitter"] > 0.1) == (jitter is None)
-        assert told["settings"]["jitter"] is jitter or jitter == 0.0
+        assert told["settings"]["jitter"] == jitter
     assert fvu[None] < 0.9 * fvu[0.0]

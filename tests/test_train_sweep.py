@@ -328,7 +328,7 @@ def test_members_are_solved_without_a_gram_matrix_where_their_share_asks_for_it(
         (["l1=1,2"], "--l1 has no effect in this sweep without --activation relu; leave it out"),
         (["activation=relu", "seed=0,1"], "--k has no effect in this sweep without --activation topk, batchtopk or jumprelu"),
         (["expansion=2,4"], "--expansion has no effect in this sweep beside --latents"),
-        (["method=adam", "lr=auto,1e-3"], "--solve-every, --memory-rows have no effect in this sweep without --method pam"),
+        (["method=adam", "lr=auto,1e-3"], "--solve-every, --memory-rows have no effect in this sweep with --method adam"),
         (["activation=relu,topk", "k=4,8"], "The sweep's activation=relu,k=4 and activation=relu,k=8 are one and the same SAE"),
         (["method=pam,adam", "alpha=0,1"], "The sweep's method=adam,alpha=0 and method=adam,alpha=1 are one and the same SAE"),
     ],

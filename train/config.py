@@ -13,6 +13,7 @@ Method = Literal["pam", "adam", "pursuit"]
 Activation = Literal["topk", "batchtopk", "relu", "jumprelu"]
 Revive = Literal["auxk", "resample", "none"]
 PURSUIT = 0.3
+ENOUGH_NOISE = 0.25  # for pursuit with fewer different rows than latents: without, it learns them by heart
 WITH_K: tuple[Activation, ...] = ("topk", "batchtopk", "jumprelu")  # those that are told how many latents a row has
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 
@@ -46,8 +47,9 @@ class TrainConfig:
         mu_enc, nu_enc: pull of W_enc and b_enc towards their values before the M steps.
         decoder_steps: pam only: whether the decoder takes gradient steps too, between solves.
         pursuit: weight λ of the pull towards better codes than the encoder's (train/pursuit.py); 0: none; None: PURSUIT for pursuit, and for pam with topk
-            and decoder_steps, unless there are fewer different rows than latents and no jitter, else none.
-        jitter: share of noise of the rows' own covariance in every training row (train/jitter.py), below 1; None: `auto_jitter`.
+            and decoder_steps, unless there are fewer different rows than latents and little jitter, else none.
+        jitter: share of noise of the rows' own covariance in every training row (train/jitter.py), below 1; None: `auto_jitter`, and none for
+            relu, where it is another trade between sparsity and error.
         alpha, beta, mu_dec, nu_dec: the decoder's penalties of Theorem C.1; anchors are the decoder's current values.
         ridge: relative ridge towards the present decoder, in units of the centred Gram matrix's mean diagonal; None: chosen on validation
             rows in the last solve.
@@ -169,6 +171,10 @@ class TrainConfig:
             raise SplinterpError(
                 "--last-solve would fit the decoder to the encoder's codes, and --method pursuit makes it for pursuit's; leave it out."
             )
+        if not self.decoder_steps:
+            raise SplinterpError(
+                "--solve-only goes with --method pam; --method pursuit takes gradient steps too: leave it out."
+            )
         if self.pursuit == 0:
             raise SplinterpError(
                 "--pursuit 0 leaves --method pursuit without its codes; give --method adam, or a positive --pursuit."
@@ -176,17 +182,23 @@ class TrainConfig:
 
     @property
     def pull(self) -> float:
-        """The weight of pursuit that `pursuit` comes to: where nothing is said, none with fewer different rows than latents and no jitter. There
+        """The weight of pursuit that `pursuit` comes to: where nothing is said, none with fewer different rows than latents and little jitter. There
         better codes are only learnt by heart: of 600 rows for 1,536 latents the held-out FVU was 3 % higher with them (bench/RESULTS.md)."""
         if self.pursuit is not None:
             return self.pursuit
         ours = self.method == "pam" and self.activation == "topk" and self.decoder_steps
-        return PURSUIT if self.method == "pursuit" or (ours and (self.one_pass >= self.d_sae or self.noise)) else 0.0
+        return (
+            PURSUIT
+            if self.method == "pursuit" or (ours and (self.one_pass >= self.d_sae or self.noise >= ENOUGH_NOISE))
+            else 0.0
+        )
 
     @property
     def noise(self) -> float:
         """The share of noise that `jitter` comes to."""
-        return auto_jitter(self.rows, self.one_pass, self.d_sae) if self.jitter is None else self.jitter
+        if self.jitter is not None:
+            return self.jitter
+        return auto_jitter(self.rows, self.one_pass, self.d_sae) if self.activation in WITH_K else 0.0
 
     @property
     def one_pass(self) -> int:

@@ -14,9 +14,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..infer import Dictionary, Target, infer
+from ..infer.problem import GRAM_BYTES
 from ..sae import ByLatent, Codes
 from .gradient import StepFigures
 from .pam import PAM
+from .window import Window
 
 FROM = 0.5  # of the steps
 METHOD = "gradient-pursuit"
@@ -27,8 +29,9 @@ class DictionaryLearning(PAM):
 
     @property
     def remembers(self) -> bool:
-        """See `PAM.remembers`."""
-        return self.batches > FROM * self.config.steps
+        """See `PAM.remembers`. With weights that are no numbers there is nothing to pursue; the loop will tell."""
+        w = self.weights
+        return self.batches >= FROM * self.config.steps and bool(w.W_dec.isfinite().all() and w.b_dec.isfinite().all())
 
     @property
     def solves(self) -> bool:
@@ -37,9 +40,12 @@ class DictionaryLearning(PAM):
 
     def codes_for_statistics(self, x: Tensor, rows: int, figures: StepFigures) -> tuple[Codes, ByLatent | None, Tensor | None]:
         """The batch's codes by pursuit."""
-        return pursued(x, self.weights.W_dec, self.weights.b_dec, self.weights.k), None, None
+        c = self.config
+        # The Gram matrix pays for itself in a batch of so many rows; and beyond --memory there is to be none.
+        gram = not isinstance(self.statistics, Window) and c.d_sae <= len(x) * (self.weights.k or 0)
+        return pursued(x, self.weights.W_dec, self.weights.b_dec, self.weights.k, GRAM_BYTES if gram else 0), None, None
 
 
-def pursued(x: Tensor, W_dec: Tensor, b_dec: Tensor, k: int | None) -> Codes:
-    """Codes [N, k] of rows x [N, d_in] by pursuit in a dictionary."""
-    return infer(METHOD, x, Dictionary(W_dec.detach(), b_dec.detach()), Target(k=k))
+def pursued(x: Tensor, W_dec: Tensor, b_dec: Tensor, k: int | None, gram_bytes: int = GRAM_BYTES) -> Codes:
+    """Codes [N, k] of rows x [N, d_in] by pursuit in a dictionary, whose Gram matrix may take `gram_bytes`."""
+    return infer(METHOD, x, Dictionary(W_dec.detach(), b_dec.detach(), gram_bytes), Target(k=k))

@@ -149,6 +149,7 @@ def _compared(told: Mapping[str, Any]) -> dict[str, Any]:
     settings = {
         name: value for name, value in told.get("settings", {}).items() if name != "memory"
     }  # what it decides, the checkpoint tells
+    settings.setdefault("jitter", 0.0)  # a run begun before there was any
     return {**settings, **{name: told.get(name) for name in ("site", "store_fingerprint", "training_rows")}}
 
 

@@ -3,7 +3,8 @@
     x ← √(1 − s)·x + √s·ε,   ε = Σ_j g_j y_j/√m,   g_j normal,
 
 where the y_j are m rows of the same batch: ε is as large in every direction as the rows are (they have mean 0), and so is what comes of x.
-It is each step's input and its target. Noise of one size in all directions is a little better than none; this one took a quarter off the
+It is each step's input and its target, and the figures of training in metrics.jsonl are of such rows (those on held-out rows are not); so is the
+threshold that batchtopk learns. Noise of one size in all directions is a little better than none; this one took a quarter off the
 held-out FVU of 600 rows (bench/RESULTS.md). The decoder that it leads to is one of noisy rows: the last solve, over rows as they are,
 mends that.
 """
@@ -18,12 +19,14 @@ from .group import Group
 SAMPLE = 64  # rows that noise is made of; 256 were no better, 8 worse
 # Noise begins to pay only after some epochs, and less of it is best the more rows there are. Fitted at 0.4, 2, 4, 10 and 37 rows a latent.
 _EPOCHS_WITHOUT, _FACTOR, _POWER = 8, 2, 1.2
+_NOT_WORTH_IT = 0.01
 
 
 def auto_jitter(rows: int, different_rows: int, d_sae: int) -> float:
-    """The share s of a run over so many rows in all: (1 − 8/epochs)/(1 + 2·(different rows/latents)^1.2), and none up to 8 epochs."""
-    epochs = rows / different_rows
-    return max(0.0, 1 - _EPOCHS_WITHOUT / epochs) / (1 + _FACTOR * (different_rows / d_sae) ** _POWER)
+    """The share s of a run over so many rows in all: (1 − 8/epochs)/(1 + 2·(different rows/latents)^1.2); none up to 8
+    epochs, or where it comes to less than 0.01."""
+    share = (1 - _EPOCHS_WITHOUT * different_rows / rows) / (1 + _FACTOR * (different_rows / d_sae) ** _POWER)
+    return share if share >= _NOT_WORTH_IT else 0.0
 
 
 def jittered(x: Tensor, share: float, rows: int, seed: int, group: Group) -> Tensor:

@@ -66,7 +66,8 @@ class PAM:
         rows = len(x) if rows is None else rows
         figures = self.gradient.step(x, lr, rows)  # (a)
         self.batches += 1
-        if self.statistics is None or not self.remembers:
+        # From a loss that is no number there is nothing to solve; the loop will tell.
+        if self.statistics is None or not math.isfinite(figures.loss) or not self.remembers:
             return figures
         with torch.no_grad():  # (b)
             if figures.revived is not None:
@@ -78,8 +79,7 @@ class PAM:
             else:
                 self.statistics.decay(max(0.0, 1 - rows / self.memory_rows))
                 self.statistics.add(x, codes, pattern, cross)
-            # From a loss that is no number there is nothing to solve; the loop will tell.
-            if self.solves and math.isfinite(figures.loss):
+            if self.solves:
                 self.renew_decoder()
         return figures
 
@@ -105,7 +105,9 @@ class PAM:
             self.statistics.sum_to_first(self.group)
         # Conjugate gradients need the products of all ranks, which iterate in step.
         if self.group.first or isinstance(self.statistics, Window):
-            self.take(self.solve())
+            solved = self.solve()
+            if solved:
+                self.take(solved)
         self.weights.broadcast()
 
     def whole_state(self) -> dict[str, Tensor]:
@@ -138,12 +140,14 @@ class PAM:
             self.statistics.load_state(part(state, "statistics"))
         self.batches = int(state["batches"])
 
-    def solve(self) -> Decoder:
-        """Theorem C.1 for the statistics as they are, from the present decoder."""
+    def solve(self) -> Decoder | None:
+        """Theorem C.1 for the statistics as they are, from the present decoder; None where their codes do not vary, as those of one row."""
         c, w = self.config, self.weights
         assert self.statistics
         s = self.statistics.moments() if isinstance(self.statistics, Window) else self.statistics
-        ridge = (ANCHOR if c.ridge is None else c.ridge) * mean_diagonal(s)
+        if not (spread := mean_diagonal(s)):
+            return None
+        ridge = (ANCHOR if c.ridge is None else c.ridge) * spread
         penalties = Penalties(alpha=c.alpha, beta=c.beta, mu=c.mu_dec + ridge, nu=c.nu_dec)
         if not isinstance(s, Statistics):
             return solve_by_cg(s, penalties, W0=w.W_dec, b0=w.b_dec, tolerance=CG_TOLERANCE, most=CG_ITERATIONS)

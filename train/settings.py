@@ -74,6 +74,7 @@ class TrainOptions:
                 "k": None if relu else self.k or K,
                 "l1": (L1 if self.l1 is None else self.l1) if relu else 0.0,
                 "rows": rows,
+                "different_rows": min(rows, training_rows),
                 "batch_size": self.batch_size or auto_batch_size(rows),
                 "lr": auto_lr(d_in) if self.lr is None else self.lr,
                 "last_solve": self.solves_last,

@@ -240,7 +240,8 @@ class Run:
         if self.config.method != "pursuit":
             return None
         figures = evaluate_rows(sae, held_out_rows(self.rows), encode=lambda x: pursued(x, sae.W_dec, sae.b_dec, sae.config.k))
-        return {"encoder": PURSUIT_CODES, **{name: figures[name] for name in ("fvu", "l0", "n_rows")}}
+        native = evaluate_rows(sae, held_out_rows(self.rows))["fvu"]
+        return {"encoder": PURSUIT_CODES, **{name: figures[name] for name in ("fvu", "l0", "n_rows")}, "native_fvu": native}
 
     def _evaluate(self, sae: SAE, split: Split = "held_out") -> dict[str, float | int]:
         """Figures, in the store's units, of an SAE of normalised rows on all rows of a split."""

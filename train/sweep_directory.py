@@ -117,4 +117,5 @@ def _read(out: Path) -> dict[str, Any]:
 
 def _compared(told: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What must be the same of a member when the sweep is resumed."""
-    return {**told["members"][name]["settings"], **{key: told.get(key) for key in ("site", "store_fingerprint")}}
+    # A sweep begun before there was jitter has none.
+    return {"jitter": 0.0, **told["members"][name]["settings"], **{key: told.get(key) for key in ("site", "store_fingerprint")}}

@@ -100,7 +100,7 @@ class Training:
         self.figures: dict[str, float] = {}
         self._threads = threads_for(len(rows.mean) * config.d_sae, rows.device)
         self._log_every, self._evaluate_every = max(1, config.steps // 200), max(1, int(HELD_OUT_EVERY * config.steps))
-        self._noise, self._noise_seed = config.noise, (config.seed << 31) % 2**62
+        self._noise, self._noise_seed = config.noise, (config.seed << 31 | 1 << 30) % 2**62
         self._loss = 0.0
 
     def step(self, x: Tensor, n: int, waited: float = 0.0) -> bool:
