@@ -363,8 +363,8 @@ SOLVED, STEPPED = (
         ("--method adam --memory 1GiB", f"--memory has no effect {SOLVED}"),
         ("--method adam --last-solve --solve-only", f"--decoder-steps/--solve-only has no effect {STEPPED}"),
         ("--method adam --decoder-steps", f"--decoder-steps/--solve-only has no effect {STEPPED}"),
-        ("--method adam --last-solve --solve-every 3", f"--solve-every has no effect {STEPPED}"),
-        ("--method adam --memory-rows 3", f"--memory-rows has no effect {STEPPED}"),
+        ("--method adam --last-solve --solve-every 3", "--solve-every has no effect with --method adam; leave it out"),
+        ("--method adam --memory-rows 3", "--memory-rows has no effect with --method adam; leave it out"),
         ("--sweep method=adam --sweep seed=0,1 --alpha 1", "--alpha has no effect in this sweep without --last-solve or"),
     ],
 )
