@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 import typer
 from rich.console import Console
 
-from .errors import SplinterpError
+from .errors import Interrupted, SplinterpError
 from .options import (
     DeviceOption,
     EncoderOption,
+    ForceOption,
     JsonOption,
     KOption,
     L1Option,
@@ -140,6 +142,58 @@ def evaluate(
     from .report.tables import print_figures
 
     print_figures(out_console, {**figures, **figures.pop("encoder_settings", {})})
+
+
+def encode(
+    sae: SAEArgument,
+    store: StoreOption,
+    out: Annotated[str, typer.Option(metavar="PATH", help="The store of codes to write: CSR in a Zarr group.")],
+    site: SiteOption = None,
+    split: Annotated[str, typer.Option(help="all (row i is the store's), held_out, validation or train.")] = "all",
+    encoder: EncoderOption = "native",
+    k: KOption = None,
+    l1: L1Option = None,
+    residual: ResidualOption = None,
+    signed: SignedOption = None,
+    steps: StepsOption = None,
+    start: StartOption = None,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+) -> None:
+    """Write the codes of a store's rows, by the SAE's encoder or a better one, for zarr and scipy to read."""
+    from .infer import EncoderOptions
+    from .infer.codes_store import check_free
+    from .infer.encode import encode_store
+    from .progress import Bar
+    from .quantities import format_count
+
+    chosen, path = _split(split), local_path(out)
+    options = EncoderOptions(name=encoder, k=k, l1=l1, residual=residual, signed=signed, steps=steps, start=start)
+    opened = open_both(sae, store, site, device)
+    check_free(path, force)
+    by, begun = opened.encoder(options), time.monotonic()
+    try:
+        with Bar("encode", opened.store.split_rows(chosen)) as bar:
+            made = encode_store(
+                opened.sae, str(sae), by, opened.store, opened.site.name, chosen, path, opened.device, force=force, progress=bar.update
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Interrupted(f"Interrupted; nothing was written to {path}. The same command begins anew.") from None
+    rate = format_count(made.shape[0] / (time.monotonic() - begun))
+    out_console.print(
+        f"{path}: codes of {made.shape[0]:,} rows by {by.name}, L0 {made.nnz / max(1, made.shape[0]):.1f}, {rate} rows/s.",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def local_path(path: str) -> Path:
+    """A path on disk. Raises SplinterpError for a URL."""
+    from .store.places import place
+
+    found = place(path)
+    if not isinstance(found, Path):
+        raise SplinterpError(f"Codes are written to a local disk, not to {path}; copy the folder there afterwards.")
+    return found
 
 
 def counted(batches: Iterable[Tensor], bar: Bar) -> Iterator[Tensor]:

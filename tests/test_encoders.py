@@ -1,0 +1,299 @@
+"""Encoders beyond the native one: what `eval`, `encode`, `gap` and `mlp` make of them, against inference called by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from splinterp import store as stores
+from splinterp.cli import main
+from splinterp.errors import SplinterpError, StoreError
+from splinterp.infer import Dictionary, EncoderOptions, Target, infer, make_encoder, open_codes
+from splinterp.infer import codes_store as codes_module
+from splinterp.infer.penalty import penalties_for
+from splinterp.sae import SAE, SAEConfig, l0, load_sae, save_sae, to_dense
+from splinterp.train import raw_rows
+
+SITE, D_IN, D_SAE, N, K = "hook", 16, 48, 6000, 5
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run the command line; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err  # type: ignore[arg-type]
+
+    return run
+
+
+def random_sae(architecture="topk", seed: int = 1, **conventions) -> SAE:
+    """A dictionary that the rows below are made of, with an encoder that is only its transpose."""
+    generator = torch.Generator().manual_seed(seed)
+    config = SAEConfig(
+        architecture, D_IN, D_SAE, K if "topk" in architecture else None, metadata={"hook_name": SITE}, **conventions
+    )
+    W_dec = torch.randn(D_SAE, D_IN, generator=generator) * (0.5 + torch.rand(D_SAE, 1, generator=generator))
+    mean = torch.full((D_IN,), 5.0)
+    threshold = torch.full((D_SAE,), 0.5) if architecture == "jumprelu" else None
+    W_enc = (W_dec / W_dec.square().sum(1, keepdim=True)).T.contiguous()
+    b_enc = torch.zeros(D_SAE) if conventions.get("apply_b_dec_to_input") else -mean @ W_enc
+    return SAE(config, W_enc, b_enc, W_dec, mean, threshold)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A store, and an SAE `sae` whose dictionary its rows come from."""
+    folder = tmp_path_factory.mktemp("encoders")
+    sae, generator = random_sae(), torch.Generator().manual_seed(0)
+    with stores.create(folder / "acts.zarr", sites={SITE: D_IN}, dtype="float32", columns=("token_id",), rows=N) as writer:
+        codes = torch.rand(N, D_SAE, generator=generator) * (torch.rand(N, D_SAE, generator=generator) < 0.1)
+        x = codes @ sae.W_dec + sae.b_dec + 0.1 * torch.randn(N, D_IN, generator=generator)
+        writer.add({SITE: x}, {"token_id": np.arange(N)})
+        writer.finish()
+    save_sae(sae, folder / "sae")
+    save_sae(random_sae("jumprelu"), folder / "jump")
+    return folder
+
+
+def held_out(work: Path) -> torch.Tensor:
+    return torch.cat(list(raw_rows(stores.open(work / "acts.zarr"), SITE, CPU, "held_out")))
+
+
+def sentence(result: tuple[int, str, str]) -> str:
+    """The message of a command that failed as it should."""
+    code, out, err = result
+    assert code == 1, out + err
+    assert "Traceback" not in err
+    return err.strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "target", "start"),
+    [
+        ("omp", [], Target(k=K), False),
+        ("gradient-pursuit", ["--k", 3], Target(k=3), False),
+        ("mp", ["--residual", 0.5], Target(residual=0.5), False),
+        ("omp", ["--signed", "--k", 4], Target(k=4, signed=True), False),
+        ("fista", ["--l1", 0.3, "--steps", 30], Target(l1=0.3, steps=30), False),
+        ("cd", ["--l1", 0.3, "--start", "encoder"], Target(l1=0.3), True),
+        ("ito", ["--l1", 0.5, "--steps", 20], Target(l1=0.5, steps=20), True),
+        ("ito", ["--l1", 0.5, "--steps", 20, "--start", "none"], Target(l1=0.5, steps=20), False),
+        ("ls", [], Target(), True),
+    ],
+)
+def test_eval_is_inference_and_the_definition_of_fvu(cli, work, name, options, target, start):
+    code, out, err = cli("eval", work / "sae", "--store", work / "acts.zarr", "--encoder", name, *options, "--json")
+    assert code == 0, err
+    figures = json.loads(out)
+    assert {"fvu", "explained_variance", "mse", "l0", "dead_fraction", "n_rows", "encoder", "encoder_settings"} == set(figures)
+    sae, x = load_sae(work / "sae"), held_out(work)
+    codes = infer(name, x, Dictionary.of(sae), target, sae.encode(x) if start else None)
+    x_hat = to_dense(codes, D_SAE).double() @ sae.W_dec.double() + sae.b_dec.double()
+    error = (x.double() - x_hat).square().sum()
+    assert figures["fvu"] == pytest.approx(float(error / (x.double() - x.double().mean(0)).square().sum()), rel=1e-5)
+    assert figures["l0"] == pytest.approx(l0(codes), rel=1e-6)
+    assert (figures["encoder"], figures["n_rows"]) == (name, len(x))
+
+
+def test_pursuit_reconstructs_better_than_the_encoder_at_the_same_k(cli, work):
+    figures = {}
+    for name in ("native", "ls", "omp"):
+        _, out, _ = cli("eval", work / "sae", "--store", work / "acts.zarr", "--encoder", name, "--json")
+        figures[name] = json.loads(out)
+    assert figures["omp"]["fvu"] < figures["ls"]["fvu"] < figures["native"]["fvu"]
+    assert "encoder_settings" not in figures["native"]
+
+
+def test_an_sae_without_k_has_its_l0_as_budget_and_says_so(cli, work):
+    code, out, err = cli("eval", work / "jump", "--store", work / "acts.zarr", "--encoder", "omp", "--json")
+    assert code == 0
+    sae = load_sae(work / "jump")
+    sample = next(raw_rows(stores.open(work / "acts.zarr"), SITE, CPU, "train"))
+    k = round(l0(sae.encode(sample)))
+    assert json.loads(out)["encoder_settings"]["k"] == k
+    assert f"k = {k}: the SAE has no k of its own" in err
+
+
+@pytest.mark.parametrize("name", ["fista", "ista", "cd", "lca"])
+def test_a_penalty_that_is_left_out_comes_to_about_the_same_l0(cli, work, name):
+    code, out, err = cli("eval", work / "sae", "--store", work / "acts.zarr", "--encoder", name, "--json")
+    figures = json.loads(out)
+    assert code == 0
+    assert figures["l0"] == pytest.approx(K, rel=0.15)
+    assert f"λ = {figures['encoder_settings']['l1']:.4g}" in err
+
+
+def test_penalties_come_to_the_budgets_asked_for(work):
+    x, dictionary = held_out(work), Dictionary.of(load_sae(work / "sae"))
+    budgets = [2, 4, 8]
+    for budget, l1 in zip(budgets, penalties_for(dictionary, x, budgets), strict=True):
+        assert l0(infer("fista", x, dictionary, Target(l1=l1))) == pytest.approx(budget, rel=0.15)
+    with pytest.raises(SplinterpError, match="at most"):
+        penalties_for(dictionary, x, [40])
+
+
+def test_abstopk_is_signed_unless_told_otherwise():
+    sae = random_sae("abstopk")
+    options = EncoderOptions(name="omp")
+    assert make_encoder(sae, options, Path(), list).settings["signed"]
+    assert not make_encoder(sae, EncoderOptions(name="omp", signed=False), Path(), list).settings["signed"]
+    assert not make_encoder(random_sae(), options, Path(), list).settings["signed"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--encoder", "oracle"], "There is no encoder 'oracle'; there are native, "),
+        (["--encoder", "omp:3"], "There is no encoder 'omp:3'"),
+        (["--encoder", "omp", "--k", 49], "k=49 is more than the SAE's 48 latents; lower --k."),
+        (["--k", 3], "--k has no effect on --encoder native; leave it out."),
+        (["--encoder", "omp", "--l1", 1, "--start", "none"], "--l1, --start has no effect on --encoder omp"),
+        (["--encoder", "ls", "--start", "none"], "ls needs codes whose support it can fit on"),
+        (["--encoder", "ito", "--start", "both"], "--start is encoder or none, not 'both'."),
+        (["--encoder", "fista", "--l1", -1], "must be finite and not negative"),
+        (["--encoder", "mlp"], "There is no MLP encoder in"),
+        (["--encoder", "mlp", "--k", 3], "--k has no effect on --encoder mlp"),
+    ],
+)
+def test_what_cannot_be_is_a_sentence(cli, work, tmp_path, options, said):
+    for command in (["eval"], ["encode", "--out", tmp_path / "codes.zarr"]):
+        assert said in sentence(cli(command[0], work / "sae", "--store", work / "acts.zarr", *command[1:], *options))
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_of_another_width_are_refused(cli, work, tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((600, 8), np.float32))
+    assert cli("import", tmp_path / "x.npy", "--out", tmp_path / "x.zarr", "--site", SITE)[0] == 0
+    said = sentence(cli("encode", work / "sae", "--store", tmp_path / "x.zarr", "--out", tmp_path / "codes.zarr"))
+    assert "takes rows of width 16" in said
+
+
+@pytest.mark.parametrize("chunk", [100, 2**21])
+@pytest.mark.parametrize(
+    ("which", "options", "split"),
+    [("sae", [], "all"), ("jump", [], "held_out"), ("sae", ["--encoder", "omp", "--residual", 0.4], "validation")],
+)
+def test_codes_are_read_by_plain_zarr_and_scipy(cli, work, tmp_path, monkeypatch, chunk, which, options, split):
+    monkeypatch.setattr(codes_module, "CHUNK", chunk)
+    path = tmp_path / "codes.zarr"
+    code, out, err = cli("encode", work / which, "--store", work / "acts.zarr", "--out", path, "--split", split, *options)
+    assert code == 0, err
+    assert "rows/s" in out
+    import zarr
+    from scipy.sparse import csr_matrix
+
+    g = zarr.open_group(str(path), mode="r")
+    codes = csr_matrix((g["data"][:], g["indices"][:], g["indptr"][:]), shape=g.attrs["shape"])
+
+    assert codes.has_canonical_format
+    store, sae = stores.open(work / "acts.zarr"), load_sae(work / which)
+    x = torch.cat(list(raw_rows(store, SITE, CPU, split)))
+    want = sae.encode(x) if not options else infer("omp", x, Dictionary.of(sae), Target(residual=0.4))
+    assert np.allclose(codes.toarray(), to_dense(want, D_SAE).numpy(), atol=1e-6)
+    assert (codes.data != 0).all()
+    rows = g["rows"][:]
+    assert torch.equal(store.acts(SITE, 0, N)[torch.from_numpy(rows)], x)
+    if split == "all":
+        assert (rows == np.arange(N)).all()
+    ours = open_codes(path)
+    assert ours.shape == codes.shape
+    assert (ours.rows == rows).all()
+    part = to_dense(ours.codes(20, 170), D_SAE).numpy()
+    assert (part == codes[20:170].toarray()).all()
+    told = {
+        "encoder",
+        "encoder_settings",
+        "sae",
+        "sae_fingerprint",
+        "store",
+        "store_fingerprint",
+        "site",
+        "split",
+        "complete",
+        "nnz",
+    }
+    assert told <= set(ours.attributes)
+    assert ours.nnz == codes.nnz
+    with pytest.raises(StoreError, match="there are no rows"):
+        ours.codes(0, N + 1)
+
+
+def test_an_interrupted_encode_leaves_nothing_that_reads_as_complete(cli, work, tmp_path, monkeypatch):
+    path = tmp_path / "codes.zarr"
+    arguments = ["encode", work / "sae", "--store", work / "acts.zarr", "--out", path]
+    real, batches = codes_module.to_csr, []
+
+    def interrupted(*given):
+        batches.append(given)
+        if len(batches) > 1:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(codes_module, "to_csr", interrupted)
+    assert "nothing was written" in sentence(cli(*arguments))
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    assert cli(*arguments)[0] == 0
+    before = (path / "zarr.json").read_bytes()
+    assert "exists already" in sentence(cli(*arguments))
+    batches.clear()
+    monkeypatch.setattr(codes_module, "to_csr", interrupted)
+    assert "nothing was written" in sentence(cli(*arguments, "--force", "--encoder", "mp"))
+    assert (path / "zarr.json").read_bytes() == before  # the old one is there until the new one is
+    monkeypatch.undo()
+    assert cli(*arguments, "--force", "--encoder", "mp")[0] == 0
+    assert open_codes(path).attributes["encoder"] == "mp"
+    assert [p.name for p in tmp_path.iterdir()] == ["codes.zarr"]
+
+
+def test_what_a_killed_encode_left_is_no_store_of_codes_and_in_nobodys_way(cli, work, tmp_path):
+    left = tmp_path / ".codes.zarr.writing" / "codes" / "data"
+    left.mkdir(parents=True)
+    (left / "c.0").write_bytes(b"half")
+    with pytest.raises(StoreError, match="There is no store of codes"):
+        open_codes(left.parent)
+    assert cli("encode", work / "sae", "--store", work / "acts.zarr", "--out", tmp_path / "codes.zarr")[0] == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["codes.zarr"]
+
+
+def test_force_replaces_nothing_but_codes(cli, work, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "zarr.json").write_text('{"attributes": {"format": "another"}}')
+    for path in (tmp_path / "mine", work / "acts.zarr"):
+        said = sentence(cli("encode", work / "sae", "--store", work / "acts.zarr", "--out", path, "--force"))
+        assert "is not a store of codes" in said
+    assert stores.open(work / "acts.zarr").rows == N
+    assert "local disk" in sentence(cli("encode", work / "sae", "--store", work / "acts.zarr", "--out", "memory://a/b"))
+
+
+def test_eval_with_a_model_puts_the_encoders_codes_in_place(gpt2_dir, jsonl, tmp_path, cli):
+    """With least squares on 32 of 64 latents of a basis and its negative every row is exact, and the native codes of noise are not."""
+    store, sae = tmp_path / "acts.zarr", tmp_path / "sae"
+    site = "blocks.1.hook_resid_post"
+    assert (
+        cli("harvest", "--model", gpt2_dir, "--layer", 1, "--dataset", jsonl, "--tokens", 600, "--context", 16, "--out", store)[
+            0
+        ]
+        == 0
+    )
+    eye = torch.eye(32)
+    noise = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    config = SAEConfig("topk", 32, 64, 32, metadata={"hook_name": site})
+    save_sae(SAE(config, noise, torch.zeros(64), torch.cat([eye, -eye]), torch.zeros(32)), sae)
+    recovered = {}
+    for name in ("native", "omp"):
+        code, out, err = cli(
+            "eval", sae, "--store", store, "--model", gpt2_dir, "--tokens", 200, "--encoder", name, "--json", "--split", "all"
+        )
+        assert code == 0, err
+        recovered[name] = json.loads(out)
+    assert recovered["omp"]["ce_spliced"] == pytest.approx(recovered["omp"]["ce_clean"], abs=1e-3)
+    assert abs(recovered["native"]["ce_spliced"] - recovered["native"]["ce_clean"]) > 1e-2
