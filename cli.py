@@ -23,7 +23,7 @@ from .options import DeviceOption, ForceOption, JsonOption, SiteOption, StoreOpt
 from .papers.commands import reproduce
 from .quantities import format_bytes, parse_bytes, parse_quantity
 from .ranks import speaks_for_all
-from .sae_commands import encode, evaluate, site_of
+from .sae_commands import encode, evaluate, gap, site_of
 
 if TYPE_CHECKING:
     from .store import Store
@@ -546,6 +546,7 @@ def train(
 
 app.command("eval")(evaluate)
 app.command()(encode)
+app.command()(gap)
 
 
 @app.command()

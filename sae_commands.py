@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 SAEArgument = Annotated[Path, typer.Argument(help="A run directory, or any SAE in SAELens's format.")]
 SPLITS = ("held_out", "validation", "train", "all")
+GAP_FILES = ("gap.svg", "gap.md", "gap.json")
 out_console = Console()
 err_console = Console(stderr=True)
 
@@ -186,6 +187,66 @@ def encode(
     )  # fmt: skip
 
 
+def gap(
+    sae: SAEArgument,
+    store: StoreOption,
+    site: SiteOption = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for gap.svg, gap.md and gap.json. \\[default: none is written]")
+    ] = None,
+    rows: Annotated[
+        int,
+        typer.Option(parser=quantity, help="Held-out rows to measure on; an eighth of them for ista, fista, cd, lca and ito."),
+    ] = 4096,
+    k: Annotated[
+        list[int] | None,
+        typer.Option("--k", help="Latents a row to look at; may be repeated. \\[default: k/4, k/2, k, 2k of the SAE]"),
+    ] = None,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Encoders to look at beside the native one; may be repeated (see eval --encoder). \\[default: ls, mp, gradient-pursuit, omp, "
+            "fista, and mlp where there is one]"
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    force: ForceOption = False,
+) -> None:
+    """The amortisation gap: FVU against L0 of better encoders than the SAE's own, with the same dictionary."""
+    import torch
+
+    from .evaluate.gap import measure_gap
+    from .progress import Bar
+    from .report import gap as report
+
+    if out is not None and out.exists() and not force and any((out / name).exists() for name in GAP_FILES):
+        raise SplinterpError(f"{out} has a gap already; give another --out, or --force to replace it.")
+    opened = open_both(sae, store, site, device)
+    found = list(_first(opened.rows("held_out"), rows))
+    x = torch.cat(found) if found else torch.empty(0, opened.site.d)
+    with Bar("gap", None, unit="points") as bar:
+        result = measure_gap(
+            opened.sae, sae, x, opened.site.mean, opened.sample, encoders=encoder or (), budgets=k or (),
+            told=lambda done, total, name: bar.update(done, name, total=total),
+        )  # fmt: skip
+    told = {
+        "sae": str(sae), "store": store, "store_fingerprint": opened.store.fingerprint, "site": opened.site.name, "n_rows": len(x),
+        **report.as_json(result),
+    }  # fmt: skip
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        contents = (report.gap_plot(result), report.markdown(result), json.dumps(told, indent=2, allow_nan=False) + "\n")
+        for name, content in zip(GAP_FILES, contents, strict=True):
+            (out / name).write_text(content, encoding="utf-8")
+    if as_json:
+        print(json.dumps(told, allow_nan=False))
+        return
+    report.print_gap(out_console, result)
+    if out is not None:
+        out_console.print(f"Plot: {out / GAP_FILES[0]}.", markup=False, highlight=False, soft_wrap=True)
+
+
 def local_path(path: str) -> Path:
     """A path on disk. Raises SplinterpError for a URL."""
     from .store.places import place
@@ -203,6 +264,16 @@ def counted(batches: Iterable[Tensor], bar: Bar) -> Iterator[Tensor]:
         yield x
         done += len(x)
         bar.update(done)
+
+
+def _first(batches: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
+    """The first so many rows."""
+    left = rows
+    for x in batches:
+        yield x[:left]
+        left -= len(x)
+        if left <= 0:
+            return
 
 
 def number(value: Any) -> Any:
