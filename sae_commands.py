@@ -247,6 +247,51 @@ def gap(
         out_console.print(f"Plot: {out / GAP_FILES[0]}.", markup=False, highlight=False, soft_wrap=True)
 
 
+def mlp(
+    sae: SAEArgument,
+    store: StoreOption,
+    site: SiteOption = None,
+    width: Annotated[int | None, typer.Option(parser=quantity, help="Hidden units. \\[default: 4 times d_in]")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(parser=quantity, help="Rows to train on, epochs counted; instead of --epochs.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(parser=quantity, help="Passes over the training rows. \\[default: 1]")] = None,
+    batch_size: Annotated[int, typer.Option(parser=quantity, help="Rows a step.")] = 512,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate. \\[default: 0.001]")] = None,
+    device: DeviceOption = "auto",
+    seed: Annotated[int, typer.Option(help="Of the order of the rows, and of the units that begin at random.")] = 0,
+    force: ForceOption = False,
+) -> None:
+    """Train an MLP as an encoder of an SAE's dictionary, beside the SAE: for `--encoder mlp` and for `gap`."""
+    from .progress import Bar, shown
+    from .quantities import format_seconds
+    from .train.mlp import LR, MlpConfig, train_mlp
+
+    if tokens and epochs:
+        raise typer.BadParameter("give --tokens or --epochs, not both")
+    opened = open_both(sae, store, site, device)
+    rows = tokens or (epochs or 1) * opened.store.split_rows("train")
+    config = MlpConfig(
+        hidden=width or 4 * opened.sae.config.d_in, rows=rows, batch_size=batch_size, lr=LR if lr is None else lr, seed=seed
+    )
+    try:
+        with Bar("mlp", rows) as bar:
+            result = train_mlp(
+                opened.sae, sae, opened.store, opened.site.name, config, opened.device,
+                progress=lambda stage, done, total, figures: bar.update(done, shown(figures)), force=force,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Interrupted("Interrupted; nothing was written. The same command begins anew.") from None
+    s = result.summary
+    if s["note"]:
+        err_console.print(s["note"], style="yellow", markup=False, highlight=False, soft_wrap=True)
+    out_console.print(
+        f"FVU on {s['n_rows']:,} held-out rows: {s['native']['fvu']:.4f} at L0 {s['native']['l0']:.1f} by the SAE's encoder, {s['fvu']:.4f} at L0 "
+        f"{s['l0']:.1f} by the MLP; {format_seconds(s['seconds'])} -> {result.path}",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
 def local_path(path: str) -> Path:
     """A path on disk. Raises SplinterpError for a URL."""
     from .store.places import place
