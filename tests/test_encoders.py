@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -297,3 +298,151 @@ def test_eval_with_a_model_puts_the_encoders_codes_in_place(gpt2_dir, jsonl, tmp
         recovered[name] = json.loads(out)
     assert recovered["omp"]["ce_spliced"] == pytest.approx(recovered["omp"]["ce_clean"], abs=1e-3)
     assert abs(recovered["native"]["ce_spliced"] - recovered["native"]["ce_clean"]) > 1e-2
+
+
+def test_gap_has_the_figures_of_eval_and_says_what_they_come_to(cli, work, tmp_path):
+    arguments = ["gap", work / "sae", "--store", work / "acts.zarr"]
+    code, out, err = cli(*arguments, "--json", "--out", tmp_path / "gap")
+    assert code == 0, err
+    told = json.loads(out)
+    assert {"sae", "store", "store_fingerprint", "site", "n_rows", "k", "budgets", "points", "headline", "notes"} == set(told)
+    assert told["budgets"] == [1, 2, 5, 10]
+    points = told["points"]
+    assert {"encoder", "settings", "fvu", "l0", "of_native", "flops", "at_most", "rows_per_second", "n_rows"} == set(points[0])
+    assert {p["encoder"] for p in points} == {"native", "ls", "mp", "gradient-pursuit", "omp", "fista"}
+    assert json.loads((tmp_path / "gap" / "gap.json").read_text()) == told
+    assert (tmp_path / "gap" / "gap.svg").read_text().startswith("<svg")
+    assert told["headline"]["told"] in (tmp_path / "gap" / "gap.md").read_text()
+    for point in points:
+        assert point["rows_per_second"] > 0
+        assert point["n_rows"] == (held_out(work).shape[0] // 8 if point["encoder"] == "fista" else len(held_out(work)))
+    for name, options in (("native", []), ("ls", []), ("omp", ["--k", 2]), ("gradient-pursuit", ["--k", 10])):
+        figures = json.loads(cli("eval", work / "sae", "--store", work / "acts.zarr", "--encoder", name, *options, "--json")[1])
+        (point,) = [p for p in points if p["encoder"] == name and (not options or p["settings"]["k"] == options[1])]
+        assert point["fvu"] == pytest.approx(figures["fvu"], rel=1e-5)
+        assert point["l0"] == pytest.approx(figures["l0"])
+        assert point["of_native"] == pytest.approx(point["fvu"] / points[0]["fvu"])
+    needs, native = told["headline"]["omp_l0_for_native_fvu"], points[0]["fvu"]
+    x, sae = held_out(work), load_sae(work / "sae")
+    variance = float((x - x.mean(0)).square().sum())
+
+    def omp(k: int) -> float:
+        return float((sae.decode(infer("omp", x, Dictionary.of(sae), Target(k=k))) - x).square().sum()) / variance
+
+    assert needs == next(k for k in range(1, K + 1) if omp(k) <= native)
+    code, out, err = cli(*arguments, "--encoder", "cd", "--k", 3, "--rows", 100)
+    assert code == 0, err
+    assert "cd: on the first 12 rows." in out
+    assert "native FVU" in out
+    assert "has a gap already" in sentence(cli(*arguments, "--out", tmp_path / "gap"))
+    assert "There is no encoder 'oracle'" in sentence(cli(*arguments, "--encoder", "oracle"))
+    assert "from 1 to the SAE's 48" in sentence(cli(*arguments, "--k", 49))
+
+
+def test_flops_of_a_mlp_and_of_a_start_are_counted(work):
+    from splinterp.evaluate.gap import encoder_flops
+    from splinterp.infer import Encoder, flops_per_row
+
+    sae, native = load_sae(work / "sae"), 2 * D_IN * D_SAE
+    made = {
+        n: make_encoder(sae, EncoderOptions(name=n, k=4 if n == "omp" else None), Path(), list) for n in ("native", "omp", "ls")
+    }
+    assert encoder_flops(sae, made["native"], K) == (native, False)
+    assert encoder_flops(sae, made["omp"], 4.0) == (flops_per_row("omp", D_SAE, D_IN, Target(k=4)), False)
+    assert encoder_flops(sae, made["ls"], 5.0) == (native + flops_per_row("ls", D_SAE, D_IN, Target(), support=5), False)
+    assert encoder_flops(sae, Encoder("mlp", sae.encode, hidden=7), K) == (2 * 7 * (D_IN + D_SAE), False)
+
+
+@pytest.fixture(scope="module")
+def trained(work, tmp_path_factory) -> Path:
+    """The SAE with an MLP encoder beside it."""
+    directory = tmp_path_factory.mktemp("mlp") / "sae"
+    save_sae(load_sae(work / "sae"), directory)
+    with pytest.raises(SystemExit) as end:
+        main(
+            ["mlp", str(directory), "--store", str(work / "acts.zarr"), "--epochs", "6", "--batch-size", "128", "--lr", "3e-3"]
+        )
+    assert not end.value.code
+    return directory
+
+
+def test_an_mlp_learns_from_where_the_encoder_is_and_eval_finds_it(cli, work, trained):
+    arguments = [trained, "--store", work / "acts.zarr"]
+    about = json.loads((trained / "encoder-mlp-64.json").read_text())
+    native = json.loads(cli("eval", *arguments, "--json")[1])
+    assert about["native"]["fvu"] == pytest.approx(native["fvu"], rel=1e-5)
+    assert about["fvu"] < 0.9 * native["fvu"]
+    for name in ("mlp", f"mlp:{trained / 'encoder-mlp-64.safetensors'}"):
+        figures = json.loads(cli("eval", *arguments, "--encoder", name, "--json")[1])
+        assert figures["fvu"] == pytest.approx(about["fvu"], rel=1e-5)
+        assert (figures["encoder"], figures["encoder_settings"]["hidden"]) == ("mlp", 64)
+        assert figures["l0"] <= K
+    points = json.loads(cli("gap", *arguments, "--encoder", "mlp", "--json")[1])["points"]
+    assert [p["encoder"] for p in points] == ["native", "mlp 64"]
+    assert points[1]["fvu"] == pytest.approx(about["fvu"], rel=1e-5)
+    assert "exists already" in sentence(cli("mlp", *arguments))
+    assert cli("mlp", *arguments, "--width", 6, "--tokens", 500)[0] == 0
+    assert "several MLP encoders" in sentence(cli("eval", *arguments, "--encoder", "mlp"))
+    assert "There is no MLP encoder at nowhere" in sentence(cli("eval", *arguments, "--encoder", "mlp:nowhere"))
+    for name in ("encoder-mlp-6.safetensors", "encoder-mlp-6.json"):
+        (trained / name).unlink()
+
+
+def test_an_mlp_of_another_decoder_or_damaged_is_refused(work, trained, tmp_path):
+    from splinterp.errors import SAEError
+    from splinterp.infer.mlp import load_mlp
+
+    path, sae = trained / "encoder-mlp-64.safetensors", load_sae(trained)
+    assert load_mlp(path, sae).k == K
+    with pytest.raises(SAEError, match="another decoder"):
+        load_mlp(path, random_sae(seed=2))
+    for name in (path.name, "encoder-mlp-64.json"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    (tmp_path / path.name).write_bytes(b"x")
+    with pytest.raises(SAEError, match="damaged"):
+        load_mlp(tmp_path / path.name, sae)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "abstopk"])
+def test_folding_and_saving_keep_an_mlps_codes(work, tmp_path, architecture):
+    from splinterp.infer.mlp import decoder_norms, load_mlp, save_mlp
+    from splinterp.train.mlp import MlpConfig, begin
+
+    sae, x = random_sae(architecture).to(dtype=torch.float64), held_out(work).double()
+    mean, scale = x.mean(0), 3.0
+    mlp = begin(sae, mean, scale, K, MlpConfig(hidden=40, rows=1))
+    folded = mlp.fold_normalisation(mean, scale, sae.W_dec.norm(dim=1))
+    inside, outside = mlp.encode((x - mean) / scale), folded.encode(x)
+    atoms = sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)
+    x_hat = mean + scale * (to_dense(inside, D_SAE) @ atoms + (sae.b_dec - mean) / scale)
+    assert (sae.decode(outside) - x_hat).abs().max() <= 1e-10 * x.abs().max()
+    assert ((to_dense(outside, D_SAE) < 0).any()) == (architecture == "abstopk")
+    sae = sae.to(dtype=torch.float32)
+    single = replace(folded.to(CPU, torch.float32), norms=decoder_norms(sae))
+    loaded = load_mlp(save_mlp(single, sae, tmp_path, {}), sae)
+    assert all(torch.equal(a, b) for a, b in zip(single.encode(x.float()), loaded.encode(x.float()), strict=True))
+
+
+def test_an_mlp_begins_as_the_encoder_where_it_is_wide_enough(work):
+    from splinterp.train.mlp import MlpConfig, begin
+
+    sae, x, norms = random_sae(), held_out(work), random_sae().W_dec.norm(dim=1)
+    want = sae.pre_activations(x) * norms
+    for hidden, close in ((2 * D_IN, True), (2 * D_IN + 5, True), (D_IN, False)):
+        mlp = begin(sae, torch.ones(D_IN), 2.0, K, MlpConfig(hidden=hidden, rows=1)).fold_normalisation(
+            torch.ones(D_IN), 2.0, norms
+        )
+        pre = torch.addmm(mlp.b_2, torch.addmm(mlp.b_1, x, mlp.W_1).relu(), mlp.W_2)
+        assert ((pre - want).abs().max() <= 1e-3 * want.abs().max()) == close
+
+
+def test_a_run_that_makes_room_takes_its_mlps_with_it(trained, tmp_path):
+    import shutil
+
+    from splinterp.train import remove_run
+
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "run.json").write_text("{}")
+    remove_run(run)
+    assert not run.exists()

@@ -141,7 +141,7 @@ def fit_mlp(sae: SAE, rows: Rows, k: int, config: MlpConfig, progress: Progress 
                     f"The MLP encoder diverged by step {step:,}, and nothing is written; give it a lower --lr."
                 )
             if progress:
-                progress("mlp", done, config.rows, {"fvu": float(loss)})  # of rows whose mean square is 1
+                progress("mlp", done, config.rows, {"fvu": float(loss.detach())})  # of rows whose mean square is 1
     trained = replace(mlp, **{name: getattr(mlp, name).detach() for name in TENSORS})
     return trained.fold_normalisation(rows.mean, rows.scale, norms)
 
