@@ -122,22 +122,25 @@ def _sum(indices: Tensor, sizes: Tensor, rows: Tensor) -> Tensor:
 
 
 def _entries(matrix: Tensor, places: Tensor) -> Tensor:
-    """Entries of a matrix at places among all of them, in their shape; on a CPU several times faster than by indexing."""
+    """Entries of a matrix at places among all of them, in their shape; on a CPU twice as fast as by indexing."""
     return matrix.view(-1).index_select(0, places.view(-1)).view(places.shape)
 
 
-def largest(scores: Tensor) -> Tensor:
-    """Where each row of scores [N, d] is largest: int64 [N, 1].
+def largest(scores: Tensor, either_sign: bool = False) -> Tensor:
+    """Where each row of scores [N, d] is largest, or largest in magnitude: int64 [N, 1].
 
     On a CPU argmax along a row takes several times as long as maxima across blocks of it and an argmax among those.
     """
     n, d = scores.shape
     if d % _BLOCKS or d < _BLOCKS**2:
-        return scores.argmax(1, keepdim=True)
+        return (scores.abs() if either_sign else scores).argmax(1, keepdim=True)
     blocks = scores.view(n, _BLOCKS, d // _BLOCKS)
-    column = blocks.amax(1).argmax(1, keepdim=True)
-    block = blocks.gather(2, column[:, None].expand(n, _BLOCKS, 1)).squeeze(2).argmax(1, keepdim=True)
-    return column.add_(block, alpha=d // _BLOCKS)
+    columns = blocks.amax(1)
+    if either_sign:  # two passes that read, instead of one that writes and one that reads
+        columns = torch.maximum(columns, blocks.amin(1).neg_())
+    column = columns.argmax(1, keepdim=True)
+    block = blocks.gather(2, column[:, None].expand(n, _BLOCKS, 1)).squeeze(2)
+    return column.add_((block.abs() if either_sign else block).argmax(1, keepdim=True), alpha=d // _BLOCKS)
 
 
 def distinct(indices: Tensor, used: Tensor, d: int) -> Tensor:

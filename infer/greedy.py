@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..sae import SparseCodes
-from .correlate import Correlations, largest
+from .correlate import Correlations, distinct, largest
 from .omp import noise
 
 
@@ -23,7 +23,7 @@ def matching_pursuit(rows: Correlations, k: int, signed: bool, residual: float =
     sizes = torch.zeros_like(correlations)
     left, enough = rows.squared[:, None].clone(), residual**2 * rows.squared[:, None]
     for _ in range(k):
-        new = largest(correlations.abs() if signed else correlations)
+        new = largest(correlations, either_sign=signed)
         c = correlations.gather(1, new)
         c = torch.where(((c.abs() if signed else c) > floor) & (left > enough), c, 0.0)
         sizes.scatter_add_(1, new, c)
@@ -35,20 +35,22 @@ def matching_pursuit(rows: Correlations, k: int, signed: bool, residual: float =
 
 def gradient_pursuit(rows: Correlations, k: int, signed: bool, residual: float = 0.0) -> SparseCodes:
     """k steps, each with a new atom: codes [N, k], those not used with zero. Rows end before at ‖y − x̂‖ ≤ residual·‖y‖."""
-    n = len(rows.first)
+    n, d = rows.first.shape
     correlations, floor = rows.first.clone(), noise(rows)
     chosen = torch.zeros(n, k, dtype=torch.int64, device=correlations.device)
-    u = correlations.new_zeros(n, k)
-    alive, room = torch.ones(n, 1, dtype=torch.bool, device=correlations.device), torch.empty_like(correlations)
+    u, used = correlations.new_zeros(n, k), torch.zeros_like(chosen, dtype=torch.bool)
+    alive = torch.ones(n, 1, dtype=torch.bool, device=correlations.device)
     left, enough = rows.squared[:, None].clone(), residual**2 * rows.squared[:, None]
     for w in range(1, k + 1):
-        scores = torch.abs(correlations, out=room) if signed else room.copy_(correlations)
-        # Chosen atoms take part by the gradient; that a row which is done takes others yet changes nothing, at zero.
-        new = largest(scores.scatter_(1, chosen[:, : w - 1], -torch.inf))
-        alive = alive & (scores.gather(1, new) > floor) & (left > enough)
-        chosen[:, w - 1 : w] = new
+        # Chosen atoms are not chosen again.
+        of_chosen = correlations.gather(1, chosen[:, : w - 1])
+        new = largest(correlations.scatter_(1, chosen[:, : w - 1], 0.0 if signed else -torch.inf), either_sign=signed)
+        c = correlations.gather(1, new)
+        correlations.scatter_(1, chosen[:, : w - 1], of_chosen)
+        alive = alive & ((c.abs() if signed else c) > floor) & (left > enough)
+        chosen[:, w - 1 : w], used[:, w - 1 : w] = new, alive
         S, sizes = chosen[:, :w], u[:, :w]
-        g = torch.where(alive, correlations.gather(1, S), 0.0)
+        g = torch.where(alive, torch.cat([of_chosen, c], 1), 0.0)
         if not signed:
             g = torch.where((sizes > 0) | (g > 0), g, 0.0)
         change, moved, length = _exact_step(rows, S, g, g)
@@ -61,7 +63,7 @@ def gradient_pursuit(rows: Correlations, k: int, signed: bool, residual: float =
         sizes += change
         left = left - (change * (2 * g - length * moved.gather(1, S))).sum(1, keepdim=True)
         correlations.addcmul_(moved, length, value=-1)
-    return SparseCodes(chosen, u if signed else u.clamp_(min=0))
+    return SparseCodes(chosen if bool(used.all()) else distinct(chosen, used, d), u if signed else u.clamp_(min=0))
 
 
 def _exact_step(

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..sae import SparseCodes
 from .correlate import Correlations, distinct, largest
 
-# Of non-negative pursuit: atoms tried at most, in units of k. It is about 1.2 k of them on a trained SAE's dictionary.
+# Of non-negative pursuit: atoms tried at most, in units of k; a row lets go of few, and this only bounds what rounding could make it repeat.
 TRIES = 4
 
 
@@ -50,11 +50,11 @@ def _signed(rows: Correlations, k: int, residual: float) -> SparseCodes:
     chosen = torch.zeros(n, k, dtype=torch.int64, device=rows.first.device)
     u, K = rows.first.new_zeros(n, k), rows.first.new_zeros(n, k, k)
     used = torch.zeros_like(chosen, dtype=torch.bool)
-    alive, room = used.new_ones(n, 1), torch.empty_like(rows.first)
+    alive = used.new_ones(n, 1)
     left, enough = rows.squared[:, None].clone(), residual**2 * rows.squared[:, None]
     for w in range(k):
         correlations = rows.after(chosen[:, :w], u[:, :w]) if w else rows.first
-        new = largest(torch.abs(correlations, out=room))
+        new = largest(correlations, either_sign=True)
         c = correlations.gather(1, new)
         g = rows.between(chosen[:, :w], new)
         Kg = _matvec(K[:, :w, :w], g)
@@ -87,7 +87,7 @@ def _non_negative(rows: Correlations, k: int, residual: float) -> SparseCodes:
     state = _State(chosen, torch.zeros_like(chosen, dtype=torch.bool), u, u.new_zeros(n, k, k))
     correlations, alive = rows.first, torch.ones_like(u[:, 0], dtype=torch.bool)
     for w in range(1, k + 1):
-        alive = _add_one(rows, correlations, _State(*(t[:, :w] for t in state[:3]), state.K[:, :w, :w]), residual)
+        alive = _add_one(rows, correlations, _State(chosen[:, :w], state.used[:, :w], u[:, :w], state.K[:, :w, :w]), residual)
         correlations = rows.after(chosen[:, :w], u[:, :w])
     # Rows that let atoms go have room for others: these few rows go on by themselves.
     going = (alive & ~state.used.all(1)).nonzero().squeeze(1)
