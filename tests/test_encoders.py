@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,12 +190,13 @@ def test_codes_are_read_by_plain_zarr_and_scipy(cli, work, tmp_path, monkeypatch
     code, out, err = cli("encode", work / which, "--store", work / "acts.zarr", "--out", path, "--split", split, *options)
     assert code == 0, err
     assert "rows/s" in out
-    import zarr
-    from scipy.sparse import csr_matrix
-
-    g = zarr.open_group(str(path), mode="r")
-    codes = csr_matrix((g["data"][:], g["indices"][:], g["indptr"][:]), shape=g.attrs["shape"])
-
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    (lines,) = [
+        block for block in re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE) if "csr_matrix" in block
+    ]
+    found: dict[str, Any] = {}
+    exec(lines.replace("codes.zarr", str(path)), found)  # the README's own lines
+    g, codes = found["codes"], found["Z"]
     assert codes.has_canonical_format
     store, sae = stores.open(work / "acts.zarr"), load_sae(work / which)
     x = torch.cat(list(raw_rows(store, SITE, CPU, split)))
