@@ -101,7 +101,8 @@ def measure_gap(
     if budgets[0] < 1 or budgets[-1] > sae.config.d_sae:
         raise SplinterpError(f"Budgets of latents a row go from 1 to the SAE's {sae.config.d_sae:,}; got {budgets}.")
     names = _names(encoders, directory)
-    options = [(name, option) for name in names for option in _options(sae, name, budgets, sample)]
+    notes = [note] if note else []
+    options = [(name, option) for name in names for option in _options(sae, name, budgets, sample, notes)]
     points, native = [], _Errors(sae, x, mean)
     for done, (name, option) in enumerate(options):
         if told:
@@ -110,7 +111,6 @@ def measure_gap(
         points.append(_point(sae, encoder, native, x[: _rows(name, len(x))], k))
     fit = _needed(sae, x, mean, points, k, native) if "omp" in names else None
     few = [p for p in points if p.n_rows < len(x)]
-    notes = [note] if note else []
     if few:
         notes.append(f"{', '.join(sorted({p.encoder for p in few}))}: on the first {few[0].n_rows:,} rows.")
     return Gap(points, list(budgets), k, fit, notes)
@@ -137,8 +137,10 @@ def _names(encoders: Sequence[str], directory: Path) -> list[str]:
     return list(dict.fromkeys([NATIVE, *(asked or [*DEFAULT, *mlps])]))
 
 
-def _options(sae: SAE, name: str, budgets: Sequence[int], sample: Callable[[], Tensor]) -> list[EncoderOptions]:
-    """One encoder's settings, from the smallest budget to the largest."""
+def _options(
+    sae: SAE, name: str, budgets: Sequence[int], sample: Callable[[], Tensor], notes: list[str]
+) -> list[EncoderOptions]:
+    """One encoder's settings, from the smallest budget to the largest; a note where it cannot have one."""
     method = METHODS.get(name)
     if method is None or not method.stops:
         return [EncoderOptions(name=name)]
@@ -146,7 +148,10 @@ def _options(sae: SAE, name: str, budgets: Sequence[int], sample: Callable[[], T
         return [EncoderOptions(name=name, k=k) for k in budgets]
     dictionary, signed = Dictionary.of(sae), sae.config.architecture == "abstopk"
     penalties = penalties_for(dictionary, sample()[:_PENALTY_ROWS], budgets, signed and "signed" in method.takes)
-    return [EncoderOptions(name=name, l1=ito_penalty(l1, dictionary) if name == "ito" else l1) for l1 in penalties]
+    if beyond := [str(budget) for budget, l1 in zip(budgets, penalties, strict=True) if l1 is None]:
+        notes.append(f"{name}: no λ comes to an L0 of {', '.join(beyond)}.")
+    found = [l1 for l1 in penalties if l1 is not None]
+    return [EncoderOptions(name=name, l1=ito_penalty(l1, dictionary) if name == "ito" else l1) for l1 in found]
 
 
 def _rows(name: str, rows: int) -> int:
@@ -169,9 +174,14 @@ def _point(sae: SAE, encoder: Encoder, native: _Errors, x: Tensor, k: int) -> Po
     figures = evaluate_rows(sae, x.split(BATCH), native.mean, timed)
     fvu, l0 = float(figures["fvu"]), float(figures["l0"])
     flops, at_most = encoder_flops(sae, encoder, l0)
-    name = f"{MLP} {encoder.hidden}" if encoder.hidden else encoder.name
+    hidden = encoder.settings.get("hidden")
+    name = f"{MLP} {hidden}" if hidden else encoder.name
     settings = {**encoder.settings, **({"k": k} if encoder.name == "ls" else {})}
-    return Point(name, settings, fvu, l0, fvu / native.on(len(x)), flops, at_most, len(x) / max(seconds, 1e-9), len(x))
+    return Point(name, settings, fvu, l0, _ratio(fvu, native.on(len(x))), flops, at_most, len(x) / max(seconds, 1e-9), len(x))
+
+
+def _ratio(fvu: float, native: float) -> float:
+    return fvu / native if native else 1.0 if fvu == native else float("inf")
 
 
 def encoder_flops(sae: SAE, encoder: Encoder, l0: float) -> tuple[int, bool]:
@@ -180,9 +190,9 @@ def encoder_flops(sae: SAE, encoder: Encoder, l0: float) -> tuple[int, bool]:
     native = 2 * d_in * d_sae
     if encoder.name == NATIVE:
         return native, False
-    if encoder.hidden:
-        return 2 * encoder.hidden * (d_in + d_sae), False
     told = encoder.settings
+    if encoder.name == MLP:
+        return 2 * told["hidden"] * (d_in + d_sae), False
     target = Target(**{name: told[name] for name in ("k", "l1", "residual", "steps") if name in told})
     own = flops_per_row(encoder.name, d_sae, d_in, target, support=max(1, round(l0)))
     return own + (native if told.get("start") == "encoder" else 0), METHODS[encoder.name].steps > 0
