@@ -102,7 +102,7 @@ class CodesStore:
         self.path, self.attributes = path, attributes
         self.shape, self.nnz = (int(attributes["shape"][0]), int(attributes["shape"][1])), int(attributes["nnz"])
         group = zarr.open_group(str(path), mode="r")
-        self._arrays = {name: group[name] for name in ARRAYS}
+        self._arrays: dict[str, Any] = {name: group[name] for name in ARRAYS}
 
     @property
     def rows(self) -> np.ndarray:
@@ -228,7 +228,7 @@ class _Growing:
         path = self.folder / f"c.{self._chunks}"
         checksum = memoryview(crc_bytes(crc_of([chunk])))
         # Durable before the folder has its name; the folder itself is synced once, by then.
-        write_files([(path, [memoryview(np.ascontiguousarray(chunk)).cast("B"), checksum])], sync_folders=False)
+        write_files([(path, [np.ascontiguousarray(chunk).data.cast("B"), checksum])], sync_folders=False)
         self._chunks += 1
 
 
