@@ -357,7 +357,12 @@ def train(
         Path | None,
         typer.Option(help="The run directory; of a sweep the one that holds them. \\[default: runs/<store>-<method>-<date>]"),
     ] = None,
-    method: Annotated[str, typer.Option(help="pam (closed-form decoder) or adam (the baseline).")] = "pam",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="pam (closed-form decoder), adam (the baseline) or pursuit (a dictionary for better codes than the encoder's)."
+        ),
+    ] = "pam",
     activation: Annotated[
         str, typer.Option(help="topk, batchtopk (k a row on average; saved as jumprelu), jumprelu or relu.")
     ] = "topk",

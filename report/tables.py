@@ -156,6 +156,10 @@ def print_results(console: Console, summaries: dict[str, dict[str, Any]]) -> Non
             format_count(s["rows_per_second"]), format_seconds(s["seconds"]["train"]), format_seconds(solve) if solve is not None else "–",
         )  # fmt: skip
     print_whole(console, table)
+    for name, s in summaries.items():
+        if by := s.get("pursuit"):
+            told = f"{name}: by {by['encoder']} FVU {_fvu(by)} at L0 {by['l0']:.1f} on {by['n_rows']:,} held-out rows."
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _fvu(figures: Mapping[str, Any]) -> str:

@@ -59,7 +59,7 @@ def test_by_default_there_is_none_in_few_epochs_and_less_of_it_the_more_rows():
         return auto_jitter(round(epochs * rows), rows, 1000)
 
     assert share(1, 500) == share(8, 500) == 0
-    assert 0 < share(9, 500) < share(40, 500) < share(1000, 500) < 1 / (1 + 1.5)
+    assert 0 < share(9, 500) < share(40, 500) < share(1000, 500) < 1 / (1 + 2 * 0.5**1.2)
     assert share(40, 500) > share(40, 5000) > share(40, 50_000) > 0
 
 

@@ -59,6 +59,7 @@ CONFIGS = {
     "jumprelu": replace(CONFIG, activation="jumprelu"),
     "resample": replace(CONFIG, revive="resample", k=3, k_start=None, dead_after=250),
     "without a Gram matrix": replace(CONFIG, memory=250_000, memory_rows=500),
+    "pursuit": replace(CONFIG, method="pursuit", last_solve=False),
     "adam": replace(CONFIG, method="adam"),
     "adam, by conjugate gradients": replace(CONFIG, method="adam", memory=250_000),
 }
