@@ -23,7 +23,7 @@ from .options import DeviceOption, ForceOption, JsonOption, SiteOption, StoreOpt
 from .papers.commands import reproduce
 from .quantities import format_bytes, parse_bytes, parse_quantity
 from .ranks import speaks_for_all
-from .sae_commands import evaluate, site_of
+from .sae_commands import encode, evaluate, gap, mlp, site_of
 
 if TYPE_CHECKING:
     from .store import Store
@@ -550,6 +550,9 @@ def train(
 
 
 app.command("eval")(evaluate)
+app.command()(encode)
+app.command()(gap)
+app.command()(mlp)
 
 
 @app.command()

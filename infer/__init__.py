@@ -1,5 +1,6 @@
 """Sparse inference beyond the encoder: codes for rows from a dictionary alone, better than one pass of an encoder makes them."""
 
+from .codes_store import CodesStore, open_codes
 from .encoders import NAMES, Encoder, EncoderOptions, make_encoder
 from .flops import flops_per_row
 from .methods import METHODS, Method, check, infer
@@ -8,6 +9,7 @@ from .problem import Dictionary, Target
 __all__ = [
     "METHODS",
     "NAMES",
+    "CodesStore",
     "Dictionary",
     "Encoder",
     "EncoderOptions",
@@ -17,4 +19,5 @@ __all__ = [
     "flops_per_row",
     "infer",
     "make_encoder",
+    "open_codes",
 ]

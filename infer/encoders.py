@@ -49,14 +49,14 @@ class Encoder:
     """A way from rows [N, d_in] to codes that the SAE's decoder decodes.
 
     Attributes:
-        name: one of NAMES. settings: what it was told, and what was chosen for it. notes: sentences about the latter. hidden: of an MLP.
+        name: one of NAMES. settings: what it was told, and what was chosen for it; of an MLP its width and path. notes: sentences about what
+            was chosen.
     """
 
     name: str
     encode: Callable[[Tensor], Codes]
     settings: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    hidden: int | None = None
 
     def __call__(self, x: Tensor) -> Codes:
         return self.encode(x)
@@ -85,7 +85,7 @@ def make_encoder(sae: SAE, options: EncoderOptions, directory: Path, sample: Cal
         if name == NATIVE:
             return Encoder(NATIVE, sae.encode)
         mlp, where = find_mlp(sae, directory, Path(path) if path else None)
-        return Encoder(MLP, mlp.encode, {"hidden": mlp.hidden, "path": str(where)}, hidden=mlp.hidden)
+        return Encoder(MLP, mlp.encode, {"hidden": mlp.hidden, "path": str(where)})
     return _inferring(sae, name, options, sample)
 
 
@@ -113,6 +113,8 @@ def _inferring(sae: SAE, name: str, options: EncoderOptions, sample: Callable[[]
         budget, _ = budget_of(sae, sample)
         x = sample()[:_PENALTY_ROWS]
         (l1,) = penalties_for(dictionary, x, [budget], signed)
+        if l1 is None:
+            raise SplinterpError(f"No λ gives this dictionary's ℓ1 codes an L0 of {budget}; give one with --l1.")
         l1 = ito_penalty(l1, dictionary) if name == "ito" else l1
         notes.append(f"λ = {l1:.4g}: chosen on {len(x):,} training rows to come to about {budget} latents a row.")
     target = Target(k=k, l1=l1, residual=options.residual, signed=signed, steps=options.steps)

@@ -17,14 +17,14 @@ _FACTOR, _STEPS = 0.5**0.5, 100
 _LEAST = 1e-6  # of the largest λ that means anything
 
 
-def penalties_for(dictionary: Dictionary, x: Tensor, budgets: Sequence[float], signed: bool = False) -> list[float]:
-    """λ of `Target.l1` for which rows x [N, d_in] have about so many codes that are not zero, for each budget.
+def penalties_for(dictionary: Dictionary, x: Tensor, budgets: Sequence[float], signed: bool = False) -> list[float | None]:
+    """λ of `Target.l1` for which rows x [N, d_in] have about so many codes that are not zero, for each budget; None where no λ has as many.
 
     FISTA goes down a path of λ from where the median row has none; between two points of it log λ is taken as linear in log L0. Of ista, fista, cd
     and lca, whose problem is the same; `ito_penalty` has it for ito.
 
     Raises:
-        SplinterpError: no λ has as many.
+        SplinterpError: no atom points the way of these rows.
     """
     first = (x.to(dictionary.W_dec) - dictionary.b_dec) @ dictionary.atoms.T
     largest = float((first.abs() if signed else first).amax(1).median())
@@ -39,11 +39,7 @@ def penalties_for(dictionary: Dictionary, x: Tensor, budgets: Sequence[float], s
         found = l0(codes)
         if found > (math.exp(path[-1][1]) if path else 0.0):  # L0 need not rise at every step of the path
             path.append((math.log(l1), math.log(found)))
-    if not path or found < max(budgets):
-        raise SplinterpError(
-            f"ℓ1 codes of this dictionary come to {found:.1f} latents a row at most, not to {max(budgets):g}; give λ with --l1."
-        )
-    return [math.exp(_between(path, math.log(budget))) for budget in budgets]
+    return [math.exp(_between(path, math.log(budget))) if path and budget <= found else None for budget in budgets]
 
 
 def ito_penalty(l1: float, dictionary: Dictionary) -> float:

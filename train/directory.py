@@ -16,6 +16,7 @@ import torch
 
 from .. import __version__
 from ..errors import SplinterpError, StoreError
+from ..infer.mlp import mlps_of
 from ..sae.files import CONFIG, WEIGHTS
 from ..store import Store
 from ..store.files import is_temporary, read_json, temporary, write_bytes
@@ -132,6 +133,9 @@ def remove_run(directory: Path) -> None:
     check_is_run(directory)
     for name in (TENSORBOARD, WANDB):
         shutil.rmtree(directory / name, ignore_errors=True)
+    for path in mlps_of(directory):  # they are for the decoder that goes
+        path.unlink()
+        path.with_suffix(".json").unlink(missing_ok=True)
     for name in (SUMMARY, CHECKPOINT, WEIGHTS, CONFIG, METRICS, RUN):  # the one that marks a run goes last
         temporary(directory / name).unlink(missing_ok=True)
         (directory / name).unlink(missing_ok=True)
