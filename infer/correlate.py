@@ -40,6 +40,10 @@ class Correlations(Protocol):
         """⟨a_i, a_o⟩ of atoms `indices` [N, w] and `other` [N, 1]: [N, w]."""
         ...
 
+    def left(self, indices: Tensor, sizes: Tensor) -> Tensor:
+        """‖y − x̂‖² of x̂ = Σ u_j·a_j: [N]."""
+        ...
+
     def take(self, rows: Tensor) -> Correlations:
         """Those of some rows, int64 [M]."""
         ...
@@ -69,6 +73,9 @@ class OfDictionary:
         if self.gram is not None:
             return _entries(self.gram, indices * len(self.gram) + other)
         return torch.bmm(self.atoms[indices], self.atoms[other].transpose(1, 2)).squeeze(2)
+
+    def left(self, indices: Tensor, sizes: Tensor) -> Tensor:
+        return (self.y - _sum(indices, sizes, self.atoms)).square_().sum(1)
 
     def within(self, indices: Tensor) -> Tensor:
         """The Gram matrices of atoms `indices` [N, k]: [N, k, k]."""
@@ -108,6 +115,10 @@ class OnSupport:
         k = self.grams.shape[1]
         return self.grams.view(-1, k * k).gather(1, indices * k + other)
 
+    def left(self, indices: Tensor, sizes: Tensor) -> Tensor:
+        dense = torch.zeros_like(self.first).scatter_add_(1, indices, sizes)
+        return self.squared - (dense * (self.first + self.after(indices, sizes))).sum(1)
+
     def take(self, rows: Tensor) -> OnSupport:
         some = copy(self)
         some.first, some.squared, some.grams = self.first[rows], self.squared[rows], self.grams[rows]
@@ -123,7 +134,7 @@ def _sum(indices: Tensor, sizes: Tensor, rows: Tensor) -> Tensor:
 
 def _entries(matrix: Tensor, places: Tensor) -> Tensor:
     """Entries of a matrix at places among all of them, in their shape; on a CPU twice as fast as by indexing."""
-    return matrix.view(-1).index_select(0, places.view(-1)).view(places.shape)
+    return matrix.view(-1).index_select(0, places.reshape(-1)).view(places.shape)
 
 
 def largest(scores: Tensor, either_sign: bool = False) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from splinterp.errors import SAEError, SplinterpError
-from splinterp.infer import METHODS, Dictionary, Target, flops_per_row, infer, problem, slabs
+from splinterp.infer import METHODS, Dictionary, Target, correlate, flops_per_row, infer, omp, slabs
 from splinterp.sae import SAE, RaggedCodes, SAEConfig, SparseCodes, sparse_if_sparse, to_dense
 
 scipy_optimize = pytest.importorskip("scipy.optimize")
@@ -254,13 +256,43 @@ def test_slabs_are_the_whole(monkeypatch, x, dictionary, name, signed):
 
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("name", [*GREEDY, "cd", "ls"])
-def test_without_the_gram_matrix_the_codes_are_the_same(monkeypatch, x, dictionary, name, signed):
+def test_without_the_gram_matrix_the_codes_are_the_same(x, dictionary, name, signed):
     target = target_of(name, signed=signed)
     start = start_of(name, x, dictionary)
     with_gram = to_dense(infer(name, x, dictionary, target, start), D_SAE)
-    monkeypatch.setattr(problem, "GRAM_BYTES", 0)
-    without = infer(name, x, Dictionary(dictionary.W_dec, dictionary.b_dec), target, start)
+    free = Dictionary(dictionary.W_dec, dictionary.b_dec, gram_bytes=0)
+    without = infer(name, x, free, target, start)
+    assert free.gram is None
+    assert free.to(torch.float32).gram is None
     torch.testing.assert_close(to_dense(without, D_SAE), with_gram)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("name", GREEDY)
+def test_sums_of_many_rows_of_the_gram_matrix(name, signed):
+    generator = torch.Generator().manual_seed(0)
+    W_dec, x = (torch.randn(n, 64, generator=generator, dtype=torch.float64) for n in (96, 20))
+    dictionary, free = (Dictionary(W_dec, torch.zeros(64, dtype=torch.float64), gram_bytes=b) for b in (2**30, 0))
+    assert correlate.OfDictionary(x, dictionary)._by_gram(16) is not None
+    by_gram, dense = (to_dense(infer(name, x, d, Target(k=16, signed=signed)), 96) for d in (dictionary, free))
+    torch.testing.assert_close(by_gram, dense)
+
+
+@pytest.mark.parametrize("d", [D_SAE, 256, 272])  # without blocks, and with
+@pytest.mark.parametrize("either_sign", [True, False])
+def test_the_largest_of_a_row(d, either_sign):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(-5, 6, (200, d), generator=generator).float()  # the largest many times over
+    for _ in range(3):
+        found = (scores.abs() if either_sign else scores).gather(1, correlate.largest(scores, either_sign))
+        assert torch.equal(found, (scores.abs() if either_sign else scores).amax(1, keepdim=True))
+        scores[torch.arange(200), torch.randint(d, (200,), generator=generator)] = -torch.inf
+    scores[:, 7] = torch.inf
+    assert either_sign or (correlate.largest(scores) == 7).all()
+    assert (correlate.largest(torch.full((3, d), -torch.inf), either_sign) < d).all()
+    scores[:] = 0
+    scores[:, d - 1] = torch.tensor([-1.0, 1.0]).repeat(100)
+    assert (correlate.largest(scores, True) == d - 1).all()
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -298,6 +330,88 @@ def test_float32_pursuit_is_close_to_float64(x, dictionary):
         torch.testing.assert_close(
             errors(single._replace(values=single.values.double()), x, dictionary), exact, rtol=1e-4, atol=1e-5
         )
+
+
+def clusters(spread):
+    """32 clusters of 12 atoms in 64 dimensions, and rows of about eight atoms with noise."""
+    generator = torch.Generator().manual_seed(1)
+    base, apart = (torch.randn(*shape, 64, generator=generator, dtype=torch.float64) for shape in ((32, 1), (32, 12)))
+    dictionary = Dictionary((base + spread * apart).reshape(-1, 64), torch.zeros(64, dtype=torch.float64))
+    z = torch.rand(100, 384, generator=generator, dtype=torch.float64)
+    z *= torch.rand(100, 384, generator=generator) < 8 / 384
+    return dictionary, z @ dictionary.W_dec + 0.1 * torch.randn(100, 64, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("name", ["omp", "ls"])
+@pytest.mark.parametrize("spread", [0.1, 0.01])
+def test_float32_fits_correlated_atoms_like_float64(name, signed, spread):
+    dictionary, x = clusters(spread)
+    target = Target(k=64, signed=signed) if name == "omp" else Target(signed=signed)
+    start = infer("mp", x, dictionary, Target(k=32, signed=signed)) if name == "ls" else None
+    exact = infer(name, x, dictionary, target, start)
+    single = infer(name, x.float(), dictionary.to(torch.float32), target, start)
+    left, whole = [errors(to_dense(c, 384).double(), x, dictionary) for c in (single, exact)], x.square().sum(1)
+    assert ((left[0] - left[1]) / whole).max() < 1e-4
+
+
+def test_no_row_is_left_with_more_than_it_was(x, dictionary):
+    rows = correlate.OfDictionary(x, dictionary)
+    generator = torch.Generator().manual_seed(0)
+    S = torch.stack([torch.randperm(D_SAE, generator=generator)[:6] for _ in range(ROWS)])
+    good = to_dense(infer("ls", x + dictionary.b_dec, dictionary, Target(signed=True), SparseCodes(S, S.double() + 1)), D_SAE)
+    good = (good * dictionary.norms).gather(1, S)
+    bad = torch.randn(ROWS, 6, generator=generator, dtype=torch.float64)
+    for u in (good, 0.1 * bad, bad, 1e3 * bad, torch.where(bad > 1, torch.inf, bad)):
+        bounded = omp._bounded(rows, S, u)
+        assert (rows.left(S, bounded) <= rows.squared * (1 + 1e-12)).all()
+        fine = rows.left(S, u) <= rows.squared
+        assert torch.equal(bounded[fine], u[fine])
+        among = correlate.OnSupport(x, dictionary, S, torch.ones_like(S, dtype=torch.bool))
+        places = torch.arange(6).expand(ROWS, 6)
+        torch.testing.assert_close(omp._bounded(among, places, u), bounded)
+    assert not fine.all()
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-23, 1e20, 1e36])
+def test_atoms_of_any_length_that_float32_has(x, dictionary, scale):
+    dictionary = dictionary.to(torch.float32)
+    other = Dictionary(dictionary.W_dec * scale, dictionary.b_dec)
+    torch.testing.assert_close(other.atoms.norm(dim=1), torch.ones(D_SAE))
+    codes, found = (infer("omp", x.float(), d, Target(k=5)) for d in (dictionary, other))
+    torch.testing.assert_close(to_dense(found, D_SAE) * scale, to_dense(codes, D_SAE), rtol=1e-4, atol=1e-5)
+
+
+@every_method
+@pytest.mark.parametrize("exponent", [-100, -60, 60, 100])
+def test_rows_of_any_length_that_float32_has(x, dictionary, name, signed, exponent):
+    dictionary, x, scale = dictionary.to(torch.float32), x.float(), 2.0**exponent
+    target = target_of(name, **({"signed": True} if signed else {}))
+    other = Dictionary(dictionary.W_dec, dictionary.b_dec * scale)
+    start = start_of(name, x, dictionary)
+    z = to_dense(infer(name, x, dictionary, target, start), D_SAE)
+    scaled = target if target.l1 is None else replace(target, l1=target.l1 * scale)
+    start = start if start is None else start._replace(values=start.values * scale)
+    torch.testing.assert_close(to_dense(infer(name, x * scale, other, scaled, start), D_SAE) / scale, z)
+
+
+def test_codes_to_begin_from_that_cannot_be(x, dictionary):
+    start = infer("mp", x, dictionary, Target(k=3))
+    dense = to_dense(start, D_SAE)
+    dense[3, 1] = torch.nan
+    for name, target in (("fista", Target(l1=0.1)), ("cd", Target(l1=0.1)), ("ito", Target(l1=0.1)), ("ls", Target())):
+        with pytest.raises(SAEError, match="begin from have values that are not finite among rows 0 to 23"):
+            infer(name, x, dictionary, target, dense)
+        for index in (D_SAE, -1):
+            with pytest.raises(SAEError, match="begin from name latents that the dictionary of 40 does not have"):
+                infer(name, x, dictionary, target, start._replace(indices=torch.full_like(start.indices, index)))
+
+
+def test_codes_in_columns_are_codes(x, dictionary):
+    start = infer("mp", x, dictionary, Target(k=4))
+    columns = SparseCodes(*(t.T.contiguous().T for t in start))
+    expected = infer("ls", x, dictionary, Target(), start)
+    torch.testing.assert_close(infer("ls", x, dictionary, Target(), columns).values, expected.values)
 
 
 def test_the_dictionary_of_an_sae(x):
