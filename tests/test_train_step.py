@@ -238,7 +238,7 @@ def test_solves_keep_to_their_share_of_the_time(d_in, d_sae, batch, k):
         ({"different_rows": D_SAE}, PURSUIT, False),
         ({"different_rows": D_SAE - 1, "jitter": 0.0}, 0.0, False),
         ({"different_rows": D_SAE - 1, "pursuit": 0.1}, 0.1, False),
-        ({"different_rows": D_SAE - 1, "jitter": 0.1}, PURSUIT, False),
+        ({"different_rows": D_SAE - 1, "jitter": 0.3}, PURSUIT, False),
         ({"rows": D_SAE - 1}, 0.0, False),
         ({"decoder_steps": False}, 0.0, True),
         ({"solve_every": 5}, PURSUIT, True),
