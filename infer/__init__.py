@@ -3,12 +3,13 @@
 from .encoders import NAMES, Encoder, EncoderOptions, make_encoder
 from .flops import flops_per_row
 from .methods import METHODS, Method, check, infer
-from .problem import Dictionary, Target
+from .problem import Dictionary, Effort, Target
 
 __all__ = [
     "METHODS",
     "NAMES",
     "Dictionary",
+    "Effort",
     "Encoder",
     "EncoderOptions",
     "Method",
