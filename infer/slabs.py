@@ -68,8 +68,8 @@ def join(parts: Sequence[Codes], d_sae: int) -> Codes:
         assert all(part.indices.shape[1] == k for part in sparse), "a solver's width is of its target, not of its rows"
         return SparseCodes(torch.cat([part.indices for part in sparse]), torch.cat([part.values for part in sparse]))
     if sum(map(non_zeros, parts)) <= RAGGED_UP_TO * d_sae * sum(map(rows_of, parts)):
-        ragged = [to_ragged(part) if isinstance(part, Tensor) else part for part in parts]
-        assert all(isinstance(part, RaggedCodes) for part in ragged), "a solver's codes are [N, k] or not, whatever its rows"
+        assert not sparse, "a solver's codes are [N, k] or not, whatever its rows"
+        ragged = [to_ragged(part) if isinstance(part, Tensor) else part for part in parts if not isinstance(part, SparseCodes)]
         counts = torch.cat([part.starts.diff() for part in ragged])
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         return RaggedCodes(torch.cat([p.indices for p in ragged]), torch.cat([p.values for p in ragged]), starts)
