@@ -206,7 +206,7 @@ def _contenders(config: TrainBench, device: torch.device) -> tuple[dict[str, Cal
         "alternating": lambda: pam.step(next(turn), lr),
         "adam": lambda: adam.step(next(turn), lr),
         "plain_adam": lambda: theirs(plain),
-        SOLVE: lambda: pam.take(pam.solve()),
+        SOLVE: pam.renew_decoder,
         PRODUCT: lambda: w.pre_activations(x, out=pre),
         TOP_K: lambda: w.activate(pre),
         TORCH_TOP_K: lambda: pre.topk(config.k, dim=1, sorted=False),

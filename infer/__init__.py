@@ -4,13 +4,14 @@ from .codes_store import CodesStore, open_codes
 from .encoders import NAMES, Encoder, EncoderOptions, make_encoder
 from .flops import flops_per_row
 from .methods import METHODS, Method, check, infer
-from .problem import Dictionary, Target
+from .problem import Dictionary, Effort, Target
 
 __all__ = [
     "METHODS",
     "NAMES",
     "CodesStore",
     "Dictionary",
+    "Effort",
     "Encoder",
     "EncoderOptions",
     "Method",

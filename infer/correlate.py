@@ -90,9 +90,7 @@ class OfDictionary:
         return some
 
     def _by_gram(self, width: int) -> Tensor | None:
-        """The Gram matrix where `width` of its rows cost less than a dense product."""
-        d_sae, d_in = self.atoms.shape
-        return self.gram if _GATHERED * width * (d_sae - d_in) <= d_sae * d_in else None
+        return self.gram if by_gram(width, *self.atoms.shape) else None
 
 
 class OnSupport:
@@ -123,6 +121,11 @@ class OnSupport:
         some = copy(self)
         some.first, some.squared, some.grams = self.first[rows], self.squared[rows], self.grams[rows]
         return some
+
+
+def by_gram(width: int, d_sae: int, d_in: int) -> bool:
+    """Whether `width` rows of the Gram matrix cost less than a dense product."""
+    return _GATHERED * width * (d_sae - d_in) <= d_sae * d_in
 
 
 def _sum(indices: Tensor, sizes: Tensor, rows: Tensor) -> Tensor:

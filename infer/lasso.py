@@ -7,7 +7,8 @@ whose exact minimiser is furthest away (Gauss-Southwell), which costs one row of
 locally competitive algorithm (Rozell et al., "Sparse coding via thresholding and local competition", 2008) is the neurons' way there:
 τ·v̇ = A·y − v − (A·Aᵀ − I)·u with u = soft threshold of v at λ, in Euler steps dt/τ.
 
-A row is done when its duality gap shows it within `gap_tolerance`·½‖y‖² of the optimum, and does not wait for others.
+A row is done when its duality gap shows it within `gap_tolerance`·½‖y‖² of the optimum, and does not wait for others. ISTA and LCA need steps in
+proportion to L, FISTA to √L; rows that their limit ends before are counted in `Effort.unfinished`.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ from torch import Tensor
 
 from ..sae import decode, sparse_if_sparse
 from .correlate import OfDictionary, largest
-from .problem import Dictionary
+from .problem import Dictionary, Effort
 
-_EVERY = 20  # steps between looks at the gap
-_EVERY_COORDINATE = 64
+EVERY = 20  # steps between looks at the gap
+EVERY_COORDINATE = 64
 # dt/τ of the locally competitive algorithm, unless 1/L, beyond which it may swing, is less.
 LCA_RATE = 0.1
 
 
 class Lasso(NamedTuple):
-    """The problem of some rows y [N, d_in]: `rows` has their correlations with the atoms."""
+    """The problem of some rows y [N, d_in]: `rows` has their correlations with the atoms; what it takes is added to `effort`."""
 
     rows: OfDictionary
     dictionary: Dictionary
     l1: float
     signed: bool
+    effort: Effort
 
     def correlations(self, u: Tensor) -> Tensor:
         """A·(y − u·A) of sizes u [N, d_sae]: [N, d_sae]."""
@@ -108,7 +110,7 @@ def coordinate_descent(lasso: Lasso, steps: int, start: Tensor) -> Tensor:
         return u.scatter_add_(1, j, moved), correlations.sub_(lasso.rows.of(j, moved))
 
     state = (start.clone(), lasso.correlations(start))
-    return _solve(lasso, state, step, steps, _EVERY_COORDINATE, lambda _, state: state[1])
+    return _solve(lasso, state, step, steps, EVERY_COORDINATE, lambda _, state: state[1])
 
 
 def lca(lasso: Lasso, steps: int, rate: float | None) -> Tensor:
@@ -129,23 +131,27 @@ def _solve(
     state: State,
     step: Callable[[Lasso, State], State],
     steps: int,
-    every: int = _EVERY,
+    every: int = EVERY,
     correlations: Callable[[Lasso, State], Tensor] = lambda lasso, state: lasso.correlations(state[0]),
 ) -> Tensor:
     """Steps until every row is done, at most `steps`; rows that are done take none any more."""
     u = state[0].clone()
+    lasso.effort.rows += len(u)
     going = torch.arange(len(u), device=u.device)
     for i in range(1, steps + 1):
         if not len(going):
             break
         state = step(lasso, state)
+        lasso.effort.steps += len(going)
+        if i % every and i < steps:
+            continue
+        gap = lasso.gap(state[0], correlations(lasso, state))
+        done = gap <= gap_tolerance(u.dtype) / 2 * lasso.rows.squared
         if i == steps:
             u[going] = state[0]
-        elif i % every == 0:
-            gap = lasso.gap(state[0], correlations(lasso, state))
-            done = gap <= gap_tolerance(u.dtype) / 2 * lasso.rows.squared
-            if done.any():
-                u[going[done]] = state[0][done]
-                rest = (~done).nonzero().squeeze(1)
-                going, lasso, state = going[rest], lasso.take(rest), tuple(t[rest] for t in state)
+            lasso.effort.unfinished += int((~done).sum())
+        elif done.any():
+            u[going[done]] = state[0][done]
+            rest = (~done).nonzero().squeeze(1)
+            going, lasso, state = going[rest], lasso.take(rest), tuple(t[rest] for t in state)
     return u

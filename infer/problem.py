@@ -122,6 +122,22 @@ def _or_infinite(norms: Tensor) -> Tensor:
     return torch.where(norms > 0, norms, torch.inf)
 
 
+@dataclass
+class Effort:
+    """What methods that iterate took.
+
+    Attributes:
+        rows: of them. steps: of all rows together. unfinished: rows of an ℓ1 penalty that the limit on steps ended before their duality gap closed.
+    """
+
+    rows: int = 0
+    steps: int = 0
+    unfinished: int = 0
+
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(self.rows + other.rows, self.steps + other.steps, self.unfinished + other.unfinished)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """What codes to look for. Which fields a method takes is in `METHODS`; a field that it does not take is refused.

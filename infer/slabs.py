@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch import Tensor
 
 from ..devices import work_alone
-from ..sae import Codes, RaggedCodes, SparseCodes, to_dense
+from ..sae import Codes, RaggedCodes, SparseCodes, non_zeros, rows_of, to_dense, to_ragged
+from ..sae.ragged import RAGGED_UP_TO
 
 # Bytes of a solver's largest matrices in a slab: enough that a core, and a GPU, have something to do between two operations.
 _CPU_BYTES, _GPU_BYTES = 2**26, 2**30
@@ -56,7 +58,8 @@ def rows_between(codes: Codes, part: slice) -> Codes:
 
 
 def join(parts: Sequence[Codes], d_sae: int) -> Codes:
-    """Codes of rows, one part after the other: of one kind, or dense."""
+    """Codes of rows, one part after the other. Ragged and dense parts are ragged where codes of all rows in one would be (`sparse_if_sparse`), so that the
+    kind does not depend on where they were parted; else dense."""
     if len(parts) == 1:
         return parts[0]
     sparse = [part for part in parts if isinstance(part, SparseCodes)]
@@ -64,8 +67,9 @@ def join(parts: Sequence[Codes], d_sae: int) -> Codes:
         k = max(part.indices.shape[1] for part in sparse)
         assert all(part.indices.shape[1] == k for part in sparse), "a solver's width is of its target, not of its rows"
         return SparseCodes(torch.cat([part.indices for part in sparse]), torch.cat([part.values for part in sparse]))
-    ragged = [part for part in parts if isinstance(part, RaggedCodes)]
-    if len(ragged) == len(parts):
+    if sum(map(non_zeros, parts)) <= RAGGED_UP_TO * d_sae * sum(map(rows_of, parts)):
+        assert not sparse, "a solver's codes are [N, k] or not, whatever its rows"
+        ragged = [to_ragged(part) if isinstance(part, Tensor) else part for part in parts if not isinstance(part, SparseCodes)]
         counts = torch.cat([part.starts.diff() for part in ragged])
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         return RaggedCodes(torch.cat([p.indices for p in ragged]), torch.cat([p.values for p in ragged]), starts)

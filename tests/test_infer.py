@@ -9,7 +9,8 @@ import pytest
 import torch
 from splinterp.errors import SAEError, SplinterpError
 from splinterp.infer import METHODS, Dictionary, Target, correlate, flops_per_row, infer, omp, slabs
-from splinterp.sae import SAE, RaggedCodes, SAEConfig, SparseCodes, sparse_if_sparse, to_dense
+from splinterp.sae import SAE, RaggedCodes, SAEConfig, SparseCodes, l0, sparse_if_sparse, to_dense
+from splinterp.sae.ragged import RAGGED_UP_TO
 
 scipy_optimize = pytest.importorskip("scipy.optimize")
 linear_model = pytest.importorskip("sklearn.linear_model")
@@ -122,6 +123,44 @@ def test_penalised_codes_reach_scikit_learns_objective(x, dictionary, name, sign
     np.testing.assert_allclose(objective(u), objective(expected), rtol=1e-6, atol=0)
     warm = infer(name, x, dictionary, Target(l1=l1, signed=signed, steps=1), codes) if METHODS[name].start == "may" else codes
     np.testing.assert_allclose(objective(sizes(warm, dictionary).numpy()), objective(expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("name", L1)
+def test_by_default_every_row_of_a_penalty_is_finished(name, signed):
+    generator = torch.Generator().manual_seed(0)
+    W_dec = torch.randn(64, 24, generator=generator) + 0.7 * torch.randn(1, 24, generator=generator)  # one large eigenvalue
+    dictionary = Dictionary(W_dec, torch.zeros(24))
+    assert dictionary.lipschitz > 15
+    z = torch.rand(40, 64, generator=generator) * (torch.rand(40, 64, generator=generator) < 0.1)
+    x, told = z @ W_dec, []
+    codes = infer(name, x, dictionary, Target(l1=0.5, signed=signed), tell=told.append)
+    exact = dictionary.to(torch.float64)
+    best = infer("cd", x.double(), exact, Target(l1=0.5, signed=signed))
+
+    def objective(codes):
+        dense = to_dense(codes, 64).double()
+        return errors(dense, x.double(), exact) / 2 + 0.5 * sizes(dense, exact).abs().sum(1)
+
+    assert ((objective(codes) - objective(best)) <= 1e-5 / 2 * x.square().sum(1) + 1e-6).all()
+    (effort,) = told
+    assert (effort.rows, effort.unfinished) == (40, 0)
+    assert 40 <= effort.steps < 40 * METHODS[name].steps
+    infer(name, x, dictionary, Target(l1=0.5, signed=signed, steps=3), tell=told.append)
+    assert told[1].unfinished > 0
+    assert told[1].steps == 3 * 40
+
+
+def test_codes_are_of_one_kind_whatever_the_slabs(monkeypatch, x, dictionary):
+    x = x * torch.cat([torch.full((12, 1), 0.5), torch.full((12, 1), 8.0)])  # few codes, and then many
+    kinds = set[type]()
+    for cpu_bytes in (2**26, 2**13):
+        monkeypatch.setattr(slabs, "_CPU_BYTES", cpu_bytes)
+        for l1 in (3.0, 12.0):
+            codes = infer("cd", x, dictionary, Target(l1=l1))
+            assert isinstance(codes, RaggedCodes) == (l0(codes) <= RAGGED_UP_TO * D_SAE)
+            kinds.add(type(codes))
+    assert kinds == {RaggedCodes, torch.Tensor}
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -427,12 +466,27 @@ def test_the_dictionary_of_an_sae(x):
 @pytest.mark.parametrize("name", METHODS)
 def test_cost_grows_with_what_is_asked(name):
     few = flops_per_row(name, D_SAE, D_IN, target_of(name), support=4)
-    wide = flops_per_row(name, D_SAE, 2 * D_IN, target_of(name), support=4)
+    wide = flops_per_row(name, D_SAE, 4 * D_IN, target_of(name), support=4)
     assert 2 * D_SAE * D_IN <= few < wide
     if METHODS[name].steps:
         assert flops_per_row(name, D_SAE, D_IN, target_of(name), support=4, steps=10**6) > few
+        if name != "ito":  # a look at the gap at the 20th or the 64th step is not the 21st's or the 65th's
+            at = 64 if name == "cd" else 20
+            costs = [flops_per_row(name, D_SAE, D_IN, target_of(name), steps=at + i) for i in (-1, 0, 1, 2)]
+            assert costs[1] - costs[0] == costs[3] - costs[2] < costs[2] - costs[1]
     else:
         assert few < flops_per_row(name, D_SAE, D_IN, target_of(name), support=8)
+
+
+@pytest.mark.parametrize("name", ["mp", "gradient-pursuit", "omp"])
+def test_cost_of_a_step_is_at_most_little_more_than_a_dense_product(name):
+    def step(d_sae, d_in, k):
+        return flops_per_row(name, d_sae, d_in, Target(k=k)) - flops_per_row(name, d_sae, d_in, Target(k=k - 1))
+
+    product = 2 * 1536 * 384
+    assert step(1536, 384, 8) < product / 10
+    assert product < step(1536, 384, 256) < 2 * product or name == "mp"
+    assert step(32_768, 384, 8) > 2 * 32_768 * 384  # no Gram matrix
 
 
 @pytest.mark.parametrize(

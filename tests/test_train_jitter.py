@@ -18,7 +18,7 @@ from splinterp.sae import load_sae
 from splinterp.train import TrainConfig, TrainOptions, train
 from splinterp.train.config import PURSUIT
 from splinterp.train.group import ALONE
-from splinterp.train.jitter import SAMPLE, auto_jitter, jittered
+from splinterp.train.jitter import LEAST, SAMPLE, auto_jitter, jittered
 
 SITE, D_IN, D_SAE, K = "hook", 24, 96, 6
 OPTIONS = TrainOptions(**{field.name: None for field in fields(TrainOptions)} | {
@@ -45,7 +45,12 @@ def test_rows_keep_their_covariance():
     assert float((now - was).norm() / was.norm()) < 0.03
 
 
-@pytest.mark.parametrize("n", [1, 5, SAMPLE, 200])
+def test_a_few_rows_have_none():
+    x = torch.randn(LEAST - 1, D_IN)
+    assert jittered(x, 0.36, len(x), 7, ALONE) is x
+
+
+@pytest.mark.parametrize("n", [LEAST, SAMPLE, 200])
 def test_noise_is_a_combination_of_the_batch_s_first_rows_and_as_large_as_told(n):
     x = torch.randn(n, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     before = x.clone()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .group import Group
 
+LEAST = 8
 SAMPLE = 64  # rows that noise is made of; 256 were no better, 8 worse
 # Noise begins to pay only after some epochs, and less of it is best the more rows there are. Fitted at 0.4, 2, 4, 10 and 37 rows a latent.
 _EPOCHS_WITHOUT, _FACTOR, _POWER = 8, 2, 1.2
@@ -33,11 +34,11 @@ def jittered(x: Tensor, share: float, rows: int, seed: int, group: Group) -> Ten
     """A batch of `rows` normalised rows, of which x [N, d_in] is this rank's part, with its share s of noise, in memory of its own.
 
     Args:
-        seed: of this batch's noise. It is made of the first rank's rows; with SAMPLE of them any number of ranks has the same, and without
-            any there is none.
+        seed: of this batch's noise. It is made of the first rank's rows; with SAMPLE of them any number of ranks has the same. A batch of
+            fewer than LEAST rows, such as an epoch's rest, has none.
     """
     m = min(SAMPLE, rows // group.world)
-    if not m:
+    if rows < LEAST or not m:
         return x
     sample = x[:m].contiguous() if group.first else x.new_empty(m, x.shape[1])
     group.broadcast_(sample)
