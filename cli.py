@@ -686,7 +686,7 @@ def spectrum(
         list[Path] | None,
         typer.Option("--sae", metavar="SAE", help="A run directory, or an SAE in SAELens's format; may be repeated."),
     ] = None,
-    regions: Annotated[int, typer.Option(parser=quantity, help="Of k-means and local PCA.")] = 256,
+    regions: Annotated[int, typer.Option(parser=quantity, help="Of k-means and local PCA; 1: the mean, and PCA.")] = 256,
     epochs: Annotated[int, typer.Option(parser=quantity, help="Of mini-batch k-means over the training rows.")] = 3,
     coefficients: Annotated[
         float | None,

@@ -25,15 +25,13 @@ def kmeans_centres(
         progress: told rows done, of epochs times the training rows.
 
     Raises:
-        SplinterpError: fewer than two regions, or more than a first batch can have, the training rows.
+        SplinterpError: more regions than training rows.
     """
     from sklearn.cluster import MiniBatchKMeans
 
     rows, batch = store.split_rows("train"), max(BATCH, 4 * regions)
-    if not 2 <= regions <= rows:
-        raise SplinterpError(
-            f"--regions {regions:,} must be at least 2 and at most the {rows:,} training rows of {store.path}."
-        )
+    if regions > rows:
+        raise SplinterpError(f"--regions {regions:,} must be at most the {rows:,} training rows of {store.path}.")
     mean = store.site(site).mean.float()
     kmeans = MiniBatchKMeans(regions, batch_size=min(batch, rows), n_init=1, random_state=seed, compute_labels=False)
     done = 0

@@ -37,7 +37,7 @@ class SpectrumOptions:
     """Settings of `spectrum`.
 
     Attributes:
-        regions: of k-means and local PCA. epochs: of mini-batch k-means. seed: of its centres and the order of the rows.
+        regions: of k-means and local PCA; 1: the mean, and PCA. epochs: of mini-batch k-means. seed: of its centres and the order of the rows.
         price: λ of the rank rule, in the eigenvalues' units; None: chosen. coefficients: that λ is chosen for; None: each SAE's.
         bits: of a coefficient. memory: bytes that the regions' covariances may take.
     """
@@ -51,7 +51,7 @@ class SpectrumOptions:
     memory: int = 2**32
 
     def __post_init__(self) -> None:
-        for name, value, least in (("regions", self.regions, 2), ("epochs", self.epochs, 1)):
+        for name, value, least in (("regions", self.regions, 1), ("epochs", self.epochs, 1)):
             if value < least:
                 raise SplinterpError(f"--{name} {value} is too small; give at least {least}.")
         for name, number in (("lambda", self.price), ("coefficients", self.coefficients), ("bits", self.bits)):

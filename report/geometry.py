@@ -16,11 +16,11 @@ from .tables import print_whole
 
 def print_geometry(console: Console, f: Mapping[str, Any]) -> None:
     """An SAE's geometry, a line a figure, with what it means."""
-    k, agree = f["k"], "–" if math.isnan(f["verified"]) else f"{f['verified']:.4%}"
+    k, untied = f["k"], f["verified_rows"] - f["tied"]
     diagram = f"power diagram of order {k}" if k else "power diagram of the hyperplanes' cells"
     lines = [
         ("regions are", f"{diagram}, {f['generators']:,} {'generators' if k else 'hyperplanes'}"),
-        ("verified", f"{agree} of {f['verified_rows'] - f['tied']:,} rows; {f['tied']:,} tied rows apart ({f['agree']:.4%} of all agree)"),
+        ("verified", f"{_share(f['verified'], untied)}; besides {f['tied']:,} at a border, as near as float32 tells ({_share(f['agree'], f['verified_rows'])})"),
         ("zero centres", f"{f['zero_centres']:,}"),
         ("duplicate centres", f"{f['duplicate_centres']:,}, of them {f['duplicate_generators']:,} with the same weight"),
         *([("fewer than k active", f"{f['short']:,} rows of {f['verified_rows']:,}")] if k else []),
@@ -33,6 +33,12 @@ def print_geometry(console: Console, f: Mapping[str, Any]) -> None:
     for line in lines:
         table.add_row(*line)
     print_whole(console, table)
+
+
+def _share(share: float, rows: int) -> str:
+    """ "all of 8,134 rows"; 100 % that are rounded would say too much."""
+    wrong = 0 if math.isnan(share) else round((1 - share) * rows)
+    return f"all of {rows:,} rows" if not wrong else f"{rows - wrong:,} of {rows:,} rows ({share:.4%})"
 
 
 def print_spectrum(console: Console, result: Mapping[str, Any]) -> None:
@@ -52,7 +58,7 @@ def print_spectrum(console: Console, result: Mapping[str, Any]) -> None:
     print_whole(console, table)
     for b in result["bounds"]:
         console.print(
-            f"{b['name']}: on the training rows of its own {b['regions']:,} regions FVU {b['fvu']:.4f}; with its ranks none can be below {b['bound']:.4f}.",
+            f"{b['name']}: on the training rows of its own {b['regions']:,} regions FVU {b['fvu']:.4f}; an autoencoder affine on each, with its ranks, cannot be below {b['bound']:.4f}.",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
 

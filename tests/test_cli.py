@@ -65,7 +65,7 @@ def test_help_is_fast_and_imports_nothing_heavy():
     probe += "print(time.process_time() - t < 0.5, sorted(m for m in ('torch', 'transformer_lens', 'zarr', 'transformers', 'numpy', 'datasets') if m in sys.modules))"
     out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
     assert out.strip().endswith("True []")
-    for command in ("harvest", "import", "info", "verify", "copy", "train", "eval", "demo"):
+    for command in ("harvest", "import", "info", "verify", "copy", "train", "eval", "geometry", "spectrum", "demo"):
         assert re.search(rf"\b{command}\b", out), command
 
 

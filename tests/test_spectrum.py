@@ -146,6 +146,16 @@ def test_figures_are_those_of_the_rows_taken_at_once(store, found):
     assert (kmeans["parameters"], pca["parameters"]) == (2 * R * D, 2 * R * D + D * total_rank)
 
 
+def test_one_region_is_pca(store):
+    kmeans, pca = spectrum(SpectrumOptions(regions=1, epochs=1, coefficients=3), store, SITE, {})["entries"]
+    x, train_rows = split(store, "held_out").double(), split(store, "train").double()
+    basis = torch.linalg.svd(train_rows - train_rows.mean(0), full_matrices=False).Vh[:3]
+    away, variance = x - train_rows.mean(0), float((x - x.mean(0)).square().sum())
+    assert kmeans["fvu"] == pytest.approx(float(away.square().sum()) / variance, rel=1e-6)
+    assert pca["fvu"] == pytest.approx(float((away - away @ basis.T @ basis).square().sum()) / variance, rel=1e-6)
+    assert (pca["coefficients"], pca["bits"]) == (3, 24)
+
+
 @pytest.mark.parametrize("kind", ["trained", "topk", "abstopk", "standard", "jumprelu"])
 def test_pca_on_an_saes_own_regions_is_below_its_error_in_every_region(store, trained, kind):
     sae, x = trained if kind == "trained" else random_sae(kind), split(store, "train")
@@ -179,7 +189,7 @@ def test_bits_for_the_active_set(store, kind):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"regions": 1}, "--regions 1 is too small; give at least 2"),
+        ({"regions": 0}, "--regions 0 is too small; give at least 1"),
         ({"price": -1.0}, "--lambda -1.0 must be"),
         ({"price": 1.0, "coefficients": 2.0}, "give one of them"),
         ({"regions": 7900}, "at most the 7,488 training rows"),
@@ -205,7 +215,7 @@ def test_the_commands(store, trained, tmp_path, capsys):
     code, said = command("geometry", tmp_path / "sae", "--split", "all", "--rows", "1k")
     assert "1,000 rows (all)" in said.out
     assert "power diagram of order 2, 6 generators" in said.out
-    assert "100.0000%" in said.out
+    assert "all of " in said.out
     plot = tmp_path / "spectrum.svg"
     arguments = ("spectrum", "--sae", tmp_path / "sae", "--regions", "15", "--epochs", "1")
     code, said = command(*arguments, "--out", plot, "--json")
@@ -217,7 +227,7 @@ def test_the_commands(store, trained, tmp_path, capsys):
     ElementTree.fromstring(plot.read_text())
     code, said = command(*arguments, "--lambda", "1")
     assert "local PCA, λ=1" in said.out
-    assert "none can be below" in said.out
+    assert "cannot be below" in said.out
     for failing, sentence in (
         ((*arguments, "--out", plot), "exists already"),
         (("geometry", tmp_path / "none"), "There is no SAE at"),
