@@ -33,7 +33,7 @@ def kmeans_centres(
     if regions > rows:
         raise SplinterpError(f"--regions {regions:,} must be at most the {rows:,} training rows of {store.path}.")
     mean = store.site(site).mean.float()
-    kmeans = MiniBatchKMeans(regions, batch_size=min(batch, rows), n_init=1, random_state=seed, compute_labels=False)
+    kmeans = MiniBatchKMeans(regions, batch_size=min(batch, rows), random_state=seed, compute_labels=False)
     done = 0
     for epoch in range(epochs):
         for x in store.batches(site, batch, seed=seed, epoch=epoch):

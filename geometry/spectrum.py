@@ -136,7 +136,7 @@ def _curve(pca: LocalPCA, chosen_by: _Energies, held: _Energies, rank_0: float, 
     """Local PCA from no coefficient to all, twice as many at each step. rank_0: the FVU of k-means, in whose units the others are."""
     d, points, whole = pca.means.shape[1], [], float(held.squared.sum())
     for target in [0, *(2**i for i in range(int(math.log2(d)) + 1)), d]:
-        price = price_for(pca, chosen_by.counts, target)
+        price = price_for(pca, chosen_by.counts, target) if target else float(pca.eigenvalues.max())  # k-means
         ranks = rank_rule(pca.eigenvalues, price)
         coefficients = _mean(ranks, held.counts)
         points.append({
