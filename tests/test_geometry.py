@@ -153,8 +153,11 @@ def brute_force_borders(own, x):
 
 
 @every_kind
-@pytest.mark.parametrize("candidates", [1, 32])
-def test_the_nearest_border_is_the_nearest_and_the_neighbour_lies_behind_it(architecture, conventions, candidates, monkeypatch):
+@pytest.mark.parametrize(("strongest", "candidates"), [(1, 1), (3, 32), (256, 1), (256, 32)])
+def test_the_nearest_border_is_the_nearest_and_the_neighbour_lies_behind_it(
+    architecture, conventions, strongest, candidates, monkeypatch
+):
+    monkeypatch.setattr("splinterp.geometry.borders._STRONGEST", strongest)
     monkeypatch.setattr("splinterp.geometry.borders._CANDIDATES", candidates)
     sae = random_sae(architecture, conventions, k=20 if architecture == "topk" else K)  # with topk some rows have fewer than k
     own, x = generators(sae), random_rows(60)
@@ -170,6 +173,21 @@ def test_the_nearest_border_is_the_nearest_and_the_neighbour_lies_behind_it(arch
         assert torch.equal(here, own.active(row[None])[0])
         changed = {int(g) for g in (here != behind).nonzero()[:, 0]}
         assert changed == {int(g) for g in (i, j) if g >= 0}
+
+
+def test_latents_without_a_direction_have_no_border():
+    sae = random_sae("topk", {}, d_sae=3, k=2)
+    sae.W_enc[:] = 0
+    sae.b_enc[:] = torch.tensor([1.0, -1.0, 0.5])
+    border = nearest_border(generators(sae), random_rows(5))
+    assert border.distance.isinf().all()
+    assert (border.leaves == -1).all()
+    assert (border.enters == -1).all()
+    sae.W_enc[:, 1] = 1.0  # can take the place of either, the weaker one first
+    border = nearest_border(generators(sae), random_rows(5))
+    switched_on = border.enters == 1
+    assert switched_on.any()
+    assert border.distance.isfinite()[switched_on].all()
 
 
 def test_visits_count_regions_as_sets_do_and_say_where_they_stop():
