@@ -19,6 +19,7 @@ from rich.console import Console
 from . import __version__
 from .bench.commands import bench
 from .errors import Interrupted, SaidElsewhere, SplinterpError
+from .geometry_commands import geometry, spectrum
 from .options import DeviceOption, ForceOption, JsonOption, SiteOption, StoreOption, quantity
 from .papers.commands import reproduce
 from .quantities import format_bytes, parse_bytes, parse_quantity
@@ -591,6 +592,10 @@ def refit(
     print_refit(out_console, result.directory, result.summary)
     if warning := result.summary["last_solve"]["warning"]:
         err_console.print(f"Note: {warning}", style="yellow", markup=False, soft_wrap=True)
+
+
+app.command()(geometry)
+app.command()(spectrum)
 
 
 @app.command()

@@ -112,7 +112,7 @@ def evaluate(
     from .infer import EncoderOptions
     from .progress import Bar
 
-    chosen = _split(split)
+    chosen = split_of(split)
     options = EncoderOptions(name=encoder, k=k, l1=l1, residual=residual, signed=signed, steps=steps, start=start)
     opened = open_both(sae, store, site, device)
     by = opened.encoder(options)
@@ -168,7 +168,7 @@ def encode(
     from .progress import Bar
     from .quantities import format_count
 
-    chosen, path = _split(split), local_path(out)
+    chosen, path = split_of(split), local_path(out)
     options = EncoderOptions(name=encoder, k=k, l1=l1, residual=residual, signed=signed, steps=steps, start=start)
     opened = open_both(sae, store, site, device)
     check_free(path, force)
@@ -336,7 +336,8 @@ def site_of(sae: SAE, store: Store) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _split(name: str) -> Split:
+def split_of(name: str) -> Split:
+    """A split by its name. Raises typer.BadParameter for another one."""
     if name not in SPLITS:
         raise typer.BadParameter(f"--split is {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
     return cast("Split", name)

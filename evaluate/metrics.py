@@ -32,14 +32,21 @@ class Metrics:
     def add(self, sae: SAE, x: Tensor, encode: Encode | None = None) -> None:
         """Encode (None: by the SAE's own encoder), decode and count rows x [N, d_in]."""
         codes = (encode or sae.encode)(x)
-        error = sae.decode(codes).sub_(x)
+        self.add_errors(x, sae.decode(codes).sub_(x), l0(codes) * len(x), fired_counts(codes, len(self.fired)))
+
+    def add_errors(self, x: Tensor, error: Tensor, active: float, fired: Tensor) -> None:
+        """Count rows x [N, d_in] of which something else than an SAE made x̂.
+
+        Args:
+            error: x̂ − x, [N, d_in]. active: numbers a reconstruction was made of, over all rows. fired: [d_sae], the rows in which each was.
+        """
         for some, error_of_some in zip(x.split(_ROWS_AT_ONCE), error.split(_ROWS_AT_ONCE), strict=True):
             shifted = some.double() - self.shift
-            self.squared_error += float(error_of_some.double().square_().sum())
+            self.squared_error += float(error_of_some.double().square().sum())
             self.sum += shifted.sum(0)
             self.squared += float(shifted.square_().sum())
-        self.active += l0(codes) * len(x)
-        self.fired += fired_counts(codes, len(self.fired))
+        self.active += active
+        self.fired += fired
         self.rows += len(x)
 
     def figures(self) -> dict[str, float | int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -65,7 +66,7 @@ def test_help_is_fast_and_imports_nothing_heavy():
     probe += "print(time.process_time() - t < 0.5, sorted(m for m in ('torch', 'transformer_lens', 'zarr', 'transformers', 'numpy', 'datasets') if m in sys.modules))"
     out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
     assert out.strip().endswith("True []")
-    for command in ("harvest", "import", "info", "verify", "copy", "train", "eval", "demo"):
+    for command in ("harvest", "import", "info", "verify", "copy", "train", "eval", "geometry", "spectrum", "demo"):
         assert re.search(rf"\b{command}\b", out), command
 
 
@@ -73,6 +74,24 @@ def test_harvest_and_train_leave_their_files(work):
     assert (work / "acts.zarr" / "zarr.json").is_file()
     for name in ("cfg.json", "sae_weights.safetensors", "run.json", "metrics.jsonl", "summary.json"):
         assert (work / "run" / name).is_file(), name
+
+
+def test_geometry_and_spectrum_of_a_models_activations(cli, work):
+    told = [work / "run", "--store", work / "acts.zarr", "--json"]
+    code, out, err = cli("geometry", *told, "--split", "all")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["verified"], found["generators"], found["k"]) == (1.0, 64, 4)
+    assert found["tied"] < found["n_rows"] / 10
+    code, out, err = cli("spectrum", "--sae", *told, "--regions", 8)
+    assert code == 0, err
+    kmeans, pca, sae = json.loads(out)["entries"]
+    assert pca["fvu"] < kmeans["fvu"]
+    assert sae["bits"] == pytest.approx(math.log2(math.comb(64, 4)) + 4 * 8)
+    other = ["--store", work / "acts.zarr", "--site", "blocks.9.hook_resid_post"]
+    assert "has no site" in sentence(cli("geometry", work / "run", *other))
+    assert "has no site" in sentence(cli("spectrum", *other))
+    assert cli("geometry", *told, "--split", "some")[0] == 2
 
 
 def test_harvest_takes_every_setting_of_its_text(cli, gpt2_dir, jsonl, tmp_path):
