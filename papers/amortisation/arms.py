@@ -35,7 +35,7 @@ class Arm:
     kind: Kind
     goal: Literal["codes", "dictionary", "neither"]
     hidden: int = 0
-    size: Size = Size()
+    size: Size = field(default_factory=Size)
     bias: bool = False
     decoder_bias: bool = False
     k: int | None = None
@@ -112,7 +112,7 @@ def scaling(quick: bool) -> list[Arm]:
                     steps=_long(quick, 25_000 if k == 15 else 50_000),
                     data_seed=SCALING_DATA,
                     published={"codes": codes, "dictionary": dictionary},
-                )  # fmt: skip
+                )
             )
     return arms
 
@@ -138,7 +138,7 @@ def l1(quick: bool) -> list[Arm]:
             steps=_long(quick, 100_000),
             own_data=True,
             published={"codes": value},
-        )  # fmt: skip
+        )
         for weight, published in L1.items()
         for (name, kind, hidden), value in zip(_KINDS, published, strict=True)
     ]
@@ -165,7 +165,7 @@ def topk(quick: bool) -> list[Arm]:
             steps=steps,
             own_data=True,
             published={"codes": value},
-        )  # fmt: skip
+        )
         for k, published in TOP_K.items()
         for (name, kind, hidden), value in zip(_KINDS[:2], published, strict=True)
     ]
@@ -192,7 +192,7 @@ def mlp_width(quick: bool) -> list[Arm]:
             rate=3e-4,
             steps=_long(quick, 100_000),
             published={"codes": codes, "dictionary": dictionary},
-        )  # fmt: skip
+        )
         for h, (codes, dictionary) in WIDTHS.items()
     ]
 
@@ -220,7 +220,7 @@ def bias(quick: bool) -> list[Arm]:
                     rate=rate,
                     steps=_long(quick, 100_000),
                     published={"codes": codes, "dictionary": dictionary},
-                )  # fmt: skip
+                )
             )
     return arms
 

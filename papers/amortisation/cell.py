@@ -59,12 +59,12 @@ def _learnt(arm: Arm, data: Data, seeds: Sequence[int], test_steps: int) -> list
         assert dictionary is not None
         return inference.optimise(data.test_rows, dictionary, arm.l1, steps, TEST_RATE, start, bias)
 
-    def test_codes(_: Tensor) -> Tensor:
+    def codes_of_test(_: Tensor) -> Tensor:
         if isinstance(loss, Reconstruction) and loss.learn:
             loss.normalise()  # as the next step would
         return source.encode(data.test_rows) if isinstance(source, Encoder) else optimised()
 
-    curve = _Curve(arm, data, test_codes)
+    curve = _Curve(arm, data, codes_of_test)
     train(source, loss, arm.steps, arm.rate, marks(arm.steps, arm.marks), curve.add)
     codes = curve.last
     reconstruction = None if dictionary is None else Reconstruction(data.test_rows, dictionary, arm.l1, learn=False, bias=bias)

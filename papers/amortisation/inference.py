@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .encoders import FreeCodes
@@ -24,10 +26,8 @@ def optimise(
             (the authors' warm start, log(S + 1e-10), does no better than the encoder did): none begins below `FLOOR`. None: exp(−10) all over.
         seen: marks, and what is called at each with the number of steps and the codes.
     """
-    if start is None:
-        codes = FreeCodes.cold((*rows.shape[:2], dictionary.shape[1]))
-    else:
-        codes = FreeCodes(start.clamp(min=FLOOR).log())
+    shape = (*rows.shape[:2], dictionary.shape[1])
+    codes = FreeCodes.cold(shape) if start is None else FreeCodes(start.clamp(min=FLOOR).log())
     loss = Reconstruction(rows if bias is None else rows - bias, dictionary, l1, learn=False)
     train(codes, loss, steps, rate, *(seen or ((), None)))
     return codes.forward()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-
 from torch import Tensor
 
 from .encoders import Codes
