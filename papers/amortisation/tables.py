@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...report.plots import Axis, Series, plot
@@ -12,6 +12,9 @@ TOLD = {
     "codes": "codes", "dictionary": "dictionary", "peak": "codes, best on the way", "ito": "codes by ITO", "ito-warm": "codes by ITO, warm start",
     "top-k": "codes, the 3 largest", "omp": "codes by OMP, k=3",
 }  # fmt: skip
+
+
+SWEPT = {"l1": ("l1", "λ"), "topk": ("k", "k"), "mlp-width": ("hidden", "hidden units")}
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -49,20 +52,33 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def draw(result: Mapping[str, Any]) -> dict[str, str]:
-    """SVGs by the ending of their names: MCC by training step, and by FLOPs of training and inference together; the mean of the seeds and
-    their standard deviation."""
-    if result["experiment"] == theorem.NAME:
+    """SVGs by the ending of their names: MCC by training step, or of a sweep by what is swept; and MCC by FLOPs of training and inference
+    together. The mean of the seeds and their standard deviation."""
+    name = result["experiment"]
+    if name == theorem.NAME:
         return {"": theorem.draw(result)}
-    drawn = {}
-    for suffix, key, name in (("", "step", "training step"), ("-flops", "flops", f"FLOPs, {result['flops']}")):
-        series = [
-            Series(
-                arm["name"],
-                [(point[key], point["mean"]) for point in arm["curve"]],
-                [point["sd"] for point in arm["curve"]],
-                marks=False,
-            )
-            for arm in result["arms"]
-        ]
-        drawn[suffix] = plot(f"amortisation: {result['experiment']}", Axis(name, "log"), Axis("MCC of the codes"), series)
-    return drawn
+    title, mcc = f"amortisation: {name}", Axis("MCC of the codes")
+    if name in SWEPT:
+        setting, told = SWEPT[name]
+        drawn = {"": plot(title, Axis(told, "log"), mcc, _sweeps(result["arms"], setting))}
+    else:
+        drawn = {"": plot(title, Axis("training step", "log"), mcc, _curves(result["arms"], "step"))}
+    return {**drawn, "-flops": plot(title, Axis(f"FLOPs, {result['flops']}", "log"), mcc, _curves(result["arms"], "flops"))}
+
+
+def _curves(arms: Sequence[Mapping[str, Any]], x: str) -> list[Series]:
+    """A line an arm."""
+    return [
+        Series(arm["name"], [(p[x], p["mean"]) for p in arm["curve"]], [p["sd"] for p in arm["curve"]], marks=False)
+        for arm in arms
+    ]
+
+
+def _sweeps(arms: Sequence[Mapping[str, Any]], setting: str) -> list[Series]:
+    """A line a kind of encoder, and one of what was published of it; arms without the setting are left out."""
+    lines = []
+    for kind in dict.fromkeys(arm["kind"] for arm in arms):
+        points = [(arm[setting], arm["figures"]["codes"]) for arm in arms if arm["kind"] == kind and arm[setting]]
+        lines.append(Series(kind, [(x, f["mean"]) for x, f in points], [f["sd"] for _, f in points]))
+        lines.append(Series(f"{kind}, published", [(x, f["published"]) for x, f in points]))
+    return lines
