@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ...infer import Dictionary, Target, infer
+from ...sae import to_dense
 from .encoders import FreeCodes
 from .losses import Reconstruction
 from .training import Seen, train
@@ -39,4 +42,10 @@ def solved(method: str, rows: Tensor, dictionary: Tensor, **target: Any) -> Tens
     Args:
         rows: [G, R, M]. dictionary: [G, N, M]. target: what `splinterp.infer.Target` takes.
     """
-    raise NotImplementedError
+    bias = dictionary.new_zeros(dictionary.shape[2])
+    return torch.stack(
+        [
+            to_dense(infer(method, x, Dictionary(atoms, bias), Target(**target)), len(atoms))
+            for x, atoms in zip(rows, dictionary, strict=True)
+        ]
+    )
