@@ -22,6 +22,7 @@ from .cell import PAPERS_K, trained
 from .inference import WARM
 
 AGREES = 0.03  # a difference of means up to this
+TOLD_ONLY = ("name", "published", "runs", "why")  # of an arm; what comes of it is the same whatever they are
 NAMES = (*EXPERIMENTS, theorem.NAME)
 
 Progress = Callable[[int, int, str], None]
@@ -102,7 +103,7 @@ def _trained(config: Amortisation, out: Path, progress: Progress | None) -> dict
                 progress(len(told) * len(config.seeds), total, arm.name)
             identities = {
                 seed: {
-                    "recipe": "amortisation", **{key: value for key, value in asdict(arm).items() if key not in ("name", "published", "why")},
+                    "recipe": "amortisation", **{key: value for key, value in asdict(arm).items() if key not in TOLD_ONLY},
                     "test_steps": test_steps, "data": config.data_seed(arm, seed), "seed": seed,
                 }
                 for seed in config.seeds
@@ -142,9 +143,7 @@ def _summed_up(config: Amortisation, arm: Arm, test_steps: int, cells: Sequence[
         )
     if "peak" in arm.published:
         values["peak"] = max(curve, key=lambda point: point["mean"])["values"]
-    figures = {
-        name: {"values": of, **_mean_sd(of), **_compared(arm, name, statistics.fmean(of))} for name, of in values.items()
-    }
+    figures = {name: {"values": of, **_mean_sd(of), **_compared(arm, name, of)} for name, of in values.items()}
     return {
         **asdict(arm),
         "figures": figures,
@@ -166,12 +165,24 @@ def _mean_sd(values: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "sd": statistics.pstdev(values)}
 
 
-def _compared(arm: Arm, name: str, mean: float) -> dict[str, Any]:
+def _compared(arm: Arm, name: str, values: Sequence[float]) -> dict[str, Any]:
+    """Beside the published mean; its runs are taken to scatter like ours, for the standard error of the difference."""
     if name not in arm.published:
         return {}
-    difference = mean - arm.published[name]
-    verdict = "agrees" if abs(difference) <= AGREES else arm.why.get(name, "differs")
-    return {"published": arm.published[name], "difference": difference, "verdict": verdict}
+    difference = statistics.fmean(values) - arm.published[name]
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    error = spread * (1 / len(values) + 1 / arm.runs) ** 0.5
+    if abs(difference) <= AGREES:
+        verdict = "agrees"
+    elif name in arm.why:
+        verdict = arm.why[name]
+    else:
+        verdict = (
+            f"{'within' if abs(difference) <= 2 * error else 'differs:'} {abs(difference) / error:.1f} standard errors"
+            if error
+            else "differs"
+        )
+    return {"published": arm.published[name], "difference": difference, "standard_error": error, "verdict": verdict}
 
 
 def training_flops(arm: Arm, steps: int, how: str) -> int:
