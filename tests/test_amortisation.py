@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from splinterp.cli import main
 from splinterp.errors import SplinterpError
-from splinterp.papers.amortisation import cell, flops, inference, recipe
+from splinterp.papers.amortisation import cell, flops, inference, recipe, theorem
 from splinterp.papers.amortisation.arms import EXPERIMENTS, Arm
 from splinterp.papers.amortisation.data import Size, generate
 from splinterp.papers.amortisation.encoders import Encoder, FreeCodes, top_k
@@ -199,7 +199,8 @@ def test_marks_end_with_the_last_step(steps, count):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_runs_and_leaves_all_of_it(name, tmp_path):
+def test_every_recipe_runs_and_leaves_all_of_it(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(theorem, "MEASUREMENTS", (2, 20))
     config = Amortisation(name, seeds=(0, 1), quick=True, steps=2)
     result = run(config, tmp_path)
     assert json.loads((tmp_path / f"{name}.json").read_text()) == json.loads(json.dumps(result))
@@ -207,7 +208,11 @@ def test_every_recipe_runs_and_leaves_all_of_it(name, tmp_path):
         ElementTree.fromstring(drawn.read_text())
     lines = table(result).splitlines()
     if name == "theorem":
-        assert [point["rank"] for point in result["points"]] == [point["m"] for point in result["points"]]
+        few, many = result["points"]
+        assert (few["rank"], many["rank"]) == (2, 20)
+        for means in theorem.MEANS[1:]:
+            assert few[means]["mean"] < 0.6
+            assert many[means]["mean"] > 0.95  # 20 are more than K·ln(N/K), 7.1
         return
     assert (tmp_path / f"{name}-flops.svg").exists()
     for arm in result["arms"]:

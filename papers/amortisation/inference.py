@@ -25,8 +25,8 @@ def optimise(
 
     Args:
         rows: [G, R, M]. dictionary: [G, N, M], frozen. bias: [G, 1, M], of the reconstruction.
-        start: codes [G, R, N] to begin with. An exponential's gradient vanishes with it, so that a latent that starts at nothing stays there
-            (the authors' warm start, log(S + 1e-10), does no better than the encoder did): none begins below `FLOOR`. None: exp(−10) all over.
+        start: codes [G, R, N] to begin with. An exponential's gradient vanishes with it, and where a latent starts at 1e-10, as in the authors'
+            warm start, Adam's ε of 1e-8 holds it there: none begins below `FLOOR`. None: exp(−10) all over.
         seen: marks, and what is called at each with the number of steps and the codes.
     """
     shape = (*rows.shape[:2], dictionary.shape[1])
