@@ -27,7 +27,7 @@ class Arm:
         kind: ito, lca and omp have no training: codes of the test rows on the true dictionary. hidden: an MLP's width.
         goal: what is learnt from: the true codes, the true dictionary, or neither. bias: of the encoder's layers; decoder_bias: of X̂.
         k: TopK after the ReLU, with no L1 then. rate, steps: of Adam. data_seed: of the authors' data; own_data: each run has its own.
-        also: other inference on the trained dictionary: ito, ito-warm, top-k, omp. marks: points of the curve.
+        also: other inference on the trained dictionary: ito, warm-ito, top-k, omp. marks: points of the curve.
         published: by figure (codes, dictionary, peak, or one of `also`), the mean of so many `runs`. why: known reasons for a difference.
     """
 
@@ -66,7 +66,7 @@ def known_dictionary(_: bool) -> list[Arm]:
     common = Arm("SAE", "sae", "dictionary", steps=20_000, data_seed=FIRST_DATA, marks=20, runs=5)
     mlps = {32: 0.781, 256: 0.818}
     return [
-        replace(common, also=("ito-warm",), published={"codes": 0.609, "peak": 0.710}),
+        replace(common, also=("warm-ito",), published={"codes": 0.609, "peak": 0.710}),
         replace(common, name="SAE + ITO", kind="ito", published={"codes": 0.967}),
         replace(common, name="LCA", kind="lca", l1=LCA_L1, steps=300, marks=1),
         replace(common, name="OMP, k=3", kind="omp", k=common.size.k, steps=common.size.k, marks=1),
@@ -78,7 +78,7 @@ def unknown(_: bool) -> list[Arm]:
     sae = Arm("SAE", "sae", "neither", marks=20, runs=5)
     mlps = {32: (0.623, 0.791), 256: (0.643, 0.851)}
     return [
-        replace(sae, also=("ito", "ito-warm"), published={"codes": 0.566, "dictionary": 0.745, "ito": 0.583}),
+        replace(sae, also=("ito", "warm-ito"), published={"codes": 0.566, "dictionary": 0.745, "ito": 0.583}),
         replace(sae, name="sparse coding", kind="sparse coding", marks=6, published={"codes": 0.691, "dictionary": 0.838}),
         *(
             replace(sae, name=f"MLP {h}", kind="mlp", hidden=h, published={"codes": c, "dictionary": d})

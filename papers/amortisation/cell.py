@@ -55,9 +55,9 @@ def _learnt(arm: Arm, data: Data, seeds: Sequence[int], test_steps: int) -> list
         source = Encoder(data.rows, [arm.hidden, arm.size.n] if arm.hidden else [arm.size.n], arm.bias, seeds, arm.k)
     dictionary, bias = (loss.dictionary, loss.bias) if isinstance(loss, Reconstruction) else (None, None)
 
-    def optimised(start: Tensor | None = None, steps: int = test_steps) -> Tensor:
+    def optimised() -> Tensor:
         assert dictionary is not None
-        return inference.optimise(data.test_rows, dictionary, arm.l1, steps, TEST_RATE, start, bias)
+        return inference.optimise(data.test_rows, dictionary, arm.l1, test_steps, TEST_RATE, bias)
 
     def codes_of_test(_: Tensor) -> Tensor:
         if isinstance(loss, Reconstruction) and loss.learn:
@@ -76,7 +76,9 @@ def _learnt(arm: Arm, data: Data, seeds: Sequence[int], test_steps: int) -> list
             figures["dictionary"] = mcc(data.dictionary[g].T, dictionary[g].T)
     solvers: dict[str, Callable[[], Tensor]] = {
         "ito": optimised,
-        "ito-warm": lambda: optimised(codes, max(1, test_steps // inference.WARM)),
+        "warm-ito": lambda: inference.solved(
+            "ito", data.test_rows, dictionary, codes, l1=arm.l1, steps=max(1, test_steps // inference.WARM)
+        ),
         "top-k": lambda: top_k(codes, PAPERS_K),
         "omp": lambda: inference.solved("omp", data.test_rows, dictionary, k=PAPERS_K),
     }

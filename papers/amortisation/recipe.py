@@ -208,7 +208,7 @@ def inference_flops(arm: Arm, how: str, test_steps: int, name: str = "codes") ->
         return optimise(shape, test_steps)
     if name == "omp":
         return flops.omp(shape, PAPERS_K)
-    if name == "ito-warm":
+    if name == "warm-ito":
         return encode + optimise(shape, max(1, test_steps // WARM))
     return encode
 

@@ -9,7 +9,7 @@ from ...report.plots import Axis, Series, plot
 from . import theorem
 
 TOLD = {
-    "codes": "codes", "dictionary": "dictionary", "peak": "codes, best on the way", "ito": "codes by ITO", "ito-warm": "codes by ITO, warm start",
+    "codes": "codes", "dictionary": "dictionary", "peak": "codes, best on the way", "ito": "codes by ITO", "warm-ito": "codes by our ITO, warm start",
     "top-k": "codes, the 3 largest", "omp": "codes by OMP, k=3",
 }  # fmt: skip
 
