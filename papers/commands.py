@@ -95,7 +95,11 @@ def amortisation(
         ),
     ] = "paper",
     quick: Annotated[
-        bool, typer.Option("--quick", help="A fifth of the steps where the paper takes 50k or more, and of scaling K=3 alone.")
+        bool,
+        typer.Option(
+            "--quick",
+            help="A fifth of the steps where the paper takes 50k or more (l1, topk: a tenth), and of scaling K=3 alone.",
+        ),
     ] = False,
     flops: Annotated[str, typer.Option(help="counted, or paper: by the authors' formulas.")] = "counted",
     steps: Annotated[

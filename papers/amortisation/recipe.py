@@ -20,6 +20,7 @@ from . import flops, theorem
 from .arms import EXPERIMENTS, TEST_STEPS, UNTRAINED, Arm
 from .cell import PAPERS_K, trained
 from .inference import WARM
+from .tables import draw
 
 AGREES = 0.03  # a difference of means up to this
 TOLD_ONLY = ("name", "published", "runs", "why")  # of an arm; what comes of it is the same whatever they are
@@ -34,7 +35,7 @@ class Amortisation:
 
     Attributes:
         experiment: one of `NAMES`. seeds: of weights. data: the authors' data set, the same for every seed where theirs was, or for each seed a
-            fresh one of its own. quick: a fifth of the steps where the paper takes 100,000 or 50,000, and of the scaling K = 3 alone.
+            fresh one of its own. quick: a fifth of the steps where the paper takes 50,000 or 100,000 (l1 and topk: a tenth), and of the scaling K = 3 alone.
         flops: counted, or by the authors' formulas. steps: at most so many, of training and on test rows. None: as many as there are.
     """
 
@@ -57,6 +58,15 @@ class Amortisation:
                 raise SplinterpError(f"--{name} is {' or '.join(choices)}, not {value}.")
         if self.steps is not None and self.steps < 1:
             raise SplinterpError(f"--steps {self.steps} would train nothing; give at least 1.")
+        idle = []
+        if self.quick and (self.experiment == theorem.NAME or self.arms() == replace(self, quick=False).arms()):
+            idle.append("--quick")
+        if self.experiment == theorem.NAME:
+            idle += [
+                f"--{name}" for name, given in (("data", self.data != "paper"), ("flops", self.flops != "counted")) if given
+            ]
+        if idle:
+            raise SplinterpError(f"Of no effect on {self.experiment}: {', '.join(idle)}; leave that out.")
 
     def arms(self) -> list[Arm]:
         """Of the experiment, with the steps that they will be trained for."""
@@ -87,8 +97,6 @@ def run(config: Amortisation, out: Path, progress: Progress | None = None) -> di
         result = _trained(config, out, progress)
     name = config.experiment
     write_bytes(out / f"{name}.json", (json.dumps(result, indent=2) + "\n").encode())
-    from .tables import draw
-
     for suffix, drawn in draw(result).items():
         write_bytes(out / f"{name}{suffix}.svg", (drawn + "\n").encode())
     return result
@@ -116,7 +124,7 @@ def _trained(config: Amortisation, out: Path, progress: Progress | None) -> dict
             told.append(_summed_up(config, arm, test_steps, [cells.find(identities[seed]) or {} for seed in config.seeds]))
     if progress:
         progress(total, total, "done")
-    return {**asdict(config), "threads": 1, "arms": told}
+    return {**asdict(config), "arms": told}
 
 
 def _weights(arm: Arm) -> int:
