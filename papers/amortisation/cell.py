@@ -41,7 +41,7 @@ def _inferred(arm: Arm, data: Data) -> list[dict[str, Any]]:
     if arm.kind == "ito":
         codes = inference.optimise(*given, arm.l1, arm.steps, arm.rate, seen=(marks(arm.steps, arm.marks), curve.add))
     else:
-        target = {"l1": arm.l1, "steps": arm.steps} if arm.kind == "lca" else {"k": arm.k}
+        target: dict[str, Any] = {"l1": arm.l1, "steps": arm.steps} if arm.kind == "lca" else {"k": arm.k}
         codes = inference.solved(arm.kind, *given, **target)
         curve.add(arm.steps, codes)
     return _figures(arm, data, codes, Reconstruction(*given, arm.l1, learn=False), curve)
