@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
@@ -20,13 +19,13 @@ from rich.console import Console
 from . import __version__
 from .bench.commands import bench
 from .errors import Interrupted, SaidElsewhere, SplinterpError
-from .options import quantity
+from .options import DeviceOption, ForceOption, JsonOption, SiteOption, StoreOption, quantity
 from .papers.commands import reproduce
 from .quantities import format_bytes, parse_bytes, parse_quantity
 from .ranks import speaks_for_all
+from .sae_commands import evaluate, site_of
 
 if TYPE_CHECKING:
-    from .sae import SAE
     from .store import Store
     from .train import MemberResult
 
@@ -81,17 +80,6 @@ def main(arguments: list[str] | None = None) -> None:
         where = f" ({error.filename})" if error.filename else ""
         err_console.print(f"The system refused: {error.strerror}{where}.", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
-
-
-StoreOption = Annotated[
-    str, typer.Option("--store", metavar="PATH", help="A store that `splinterp harvest` or `import` wrote.")
-]
-SiteOption = Annotated[
-    str | None, typer.Option("--site", help="The hook point, where the store has several (`info` lists them).")
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what exists at the output.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 
 def _version(value: bool) -> None:
@@ -369,7 +357,12 @@ def train(
         Path | None,
         typer.Option(help="The run directory; of a sweep the one that holds them. \\[default: runs/<store>-<method>-<date>]"),
     ] = None,
-    method: Annotated[str, typer.Option(help="pam (closed-form decoder) or adam (the baseline).")] = "pam",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="pam (closed-form decoder), adam (the baseline) or pursuit (a dictionary for better codes than the encoder's)."
+        ),
+    ] = "pam",
     activation: Annotated[
         str, typer.Option(help="topk, batchtopk (k a row on average; saved as jumprelu), jumprelu or relu.")
     ] = "topk",
@@ -440,9 +433,17 @@ def train(
         float | None,
         typer.Option(
             help="Weight of the encoder's pull towards better codes, a step of pursuit from its own, by which up to half of the "
-            "decoder's gradient goes too (topk); 0: none. \\[default: 0.3 for pam, unless --solve-only or with fewer rows than latents]",
+            "decoder's gradient goes too (topk); 0: none. \\[default: 0.3 for pam, unless --solve-only or with fewer rows than latents and no --jitter]",
         ),
     ] = None,
+    jitter: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of noise, with the rows' own covariance, in every training row, against learning few rows by heart: auto (none up to 8 "
+            "epochs, then more the more epochs and the fewer rows a latent there are), or a number from 0, none, to below 1.",
+        ),
+    ] = "auto",
     solve_every: Annotated[
         int | None,
         typer.Option(
@@ -510,7 +511,7 @@ def train(
         bandwidth=bandwidth, revive=revive,
         tokens=tokens, epochs=epochs, batch_size=_unless_auto(batch_size, parse_quantity, "--batch-size"), lr=_unless_auto(lr, float, "--lr"),
         warmup=warmup, decay=decay, encoder_steps=encoder_steps, mu_enc=mu_enc, nu_enc=nu_enc, mu_dec=mu_dec, nu_dec=nu_dec, alpha=alpha,
-        beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, pursuit=pursuit, solve_every=solve_every, memory_rows=memory_rows,
+        beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, pursuit=pursuit, jitter=_unless_auto(jitter, float, "--jitter"), solve_every=solve_every, memory_rows=memory_rows,
         last_solve=last_solve, memory=None if memory is None else parse_bytes(memory), precision=precision, seed=seed, order_seed=order_seed,
     )  # fmt: skip
     ranks = Ranks.of_environment()
@@ -548,55 +549,7 @@ def train(
             err_console.print(f"Note:{name} {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command("eval")
-def evaluate(
-    sae: Annotated[Path, typer.Argument(help="A run directory, or any SAE in SAELens's format.")],
-    store: StoreOption,
-    site: SiteOption = None,
-    split: Annotated[str, typer.Option(help="held_out, validation, train or all.")] = "held_out",
-    model: Annotated[str | None, typer.Option(help="Also take the cross-entropy of this model with the SAE in place.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Text for --model. \\[default: the store's]")] = None,
-    tokens: Annotated[int, typer.Option(parser=quantity, help="Tokens of text for --model.")] = 20_000,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """Figures of an SAE on a store's held-out rows."""
-    from . import store as stores
-    from .devices import choose_device
-    from .evaluate import evaluate_rows
-    from .sae import load_sae
-    from .train import check_width, raw_rows
-
-    if split not in ("held_out", "validation", "train", "all"):
-        raise typer.BadParameter("--split is held_out, validation, train or all")
-    on = choose_device(device)
-    loaded, opened = load_sae(sae, on), stores.open(store)
-    chosen = opened.site(site or _site_of(loaded, opened))
-    check_width(loaded.config.d_in, str(sae), opened, chosen.name)
-    figures: dict[str, Any] = {
-        **evaluate_rows(loaded, raw_rows(opened, chosen.name, on, split), chosen.mean),
-        "encoder": "native",
-    }
-    if model:
-        from .evaluate import cross_entropies
-        from .harvest.evaluation import AS_HARVESTED, evaluation_batches
-
-        told = opened.attributes
-        text = dataset or told.get("dataset")
-        if not text:
-            raise SplinterpError(f"{store} does not say what text it was harvested from; name one with --dataset.")
-        as_harvested = {key: told[key] for key in AS_HARVESTED if key in told}
-        if dataset:  # a text of its own has no such column
-            as_harvested.pop("tokens_column", None)
-        revision = told.get("revision") if model == told.get("model") else None
-        bridge, batches = evaluation_batches(model, text, tokens, **as_harvested, revision=revision, device=device)
-        figures |= cross_entropies(bridge, chosen.name, loaded, chosen.mean, batches)._asdict()
-    if as_json:
-        print(json.dumps({key: _number(value) for key, value in figures.items()}, allow_nan=False))
-        return
-    from .report.tables import print_figures
-
-    print_figures(out_console, figures)
+app.command("eval")(evaluate)
 
 
 @app.command()
@@ -625,7 +578,7 @@ def refit(
     from .train import refit as run
 
     loaded, opened = load_sae(sae), stores.open(store)
-    chosen = opened.site(site or _site_of(loaded, opened)).name
+    chosen = opened.site(site or site_of(loaded, opened)).name
     size = None if memory is None else parse_bytes(memory)
     with _TrainBar(opened.split_rows("train")) as bar:
         result = run(
@@ -698,11 +651,6 @@ class _TrainBar:
         self.bar.update(done, shown(figures), description=stage, total=total)
 
 
-def _number(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _unless_auto(text: str, parse: Callable[[str], T], option: str) -> T | None:
     try:
         return None if text == "auto" else parse(text)
@@ -722,16 +670,6 @@ def _say_store(store: Store, asked: int | None = None) -> None:
         err_console.print(
             f"Note: {why}, so the store has {store.rows:,} rows and not {asked:,}.", style="yellow", soft_wrap=True
         )
-
-
-def _site_of(sae: SAE, store: Store) -> str | None:
-    """The site that an SAE says it belongs to; none if it says nothing, or the store has just one."""
-    name = sae.config.metadata.get("hook_name")
-    if isinstance(name, str) and name not in store.sites:
-        raise SplinterpError(
-            f"The SAE belongs to {name}, and {store.path} has {', '.join(store.sites)}; if you mean it, name one with --site."
-        )
-    return name if isinstance(name, str) else None
 
 
 def _free_run_name(store: str, method: str) -> Path:

@@ -123,6 +123,29 @@ def train(
 
 
 @bench.command()
+def infer(
+    latents: Annotated[int, typer.Option(parser=quantity, help="Atoms of the dictionary.")] = 1536,
+    d_in: Annotated[int, typer.Option(help="Width of the rows.")] = 384,
+    k: Annotated[int, typer.Option(help="Atoms chosen a row.")] = 32,
+    rows: Annotated[int, typer.Option("--rows", "-N", parser=quantity, help="That ours code in a round.")] = 4096,
+    sklearn_rows: Annotated[int, typer.Option(help="That scikit-learn codes in a round.")] = 64,
+    rounds: Annotated[int, typer.Option(help="How often each contender runs.")] = 5,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of ours. \\[default: as torch chooses]")] = None,
+    device: Annotated[str, typer.Option(help="Of ours: auto, cpu, cuda, …")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+) -> None:
+    """Orthogonal matching pursuit, gradient pursuit and matching pursuit against scikit-learn (where installed)."""
+    from .infer import InferBench, run, table
+
+    config = InferBench(
+        latents=latents, d_in=d_in, k=k, rows=rows, sklearn_rows=sklearn_rows, rounds=rounds, threads=threads, device=device
+    )
+    with _bar(config.steps) as step:
+        result = run(config, step)
+    print(json.dumps(result) if as_json else table(result))
+
+
+@bench.command()
 def quality(
     store: Annotated[
         list[str], typer.Option(metavar="STORE", help="May be repeated. MNIST: `splinterp import` its IDX files first.")

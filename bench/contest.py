@@ -5,8 +5,11 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 
 def measure(
@@ -42,3 +45,14 @@ def touch_page_cache(folder: Path, size: int) -> None:
         for _ in range(0, size, len(slab)):
             file.write(slab)
     scratch.unlink()
+
+
+@contextmanager
+def threads_set(number: int | None) -> Iterator[None]:
+    """So many threads for torch within the block; None: as many as there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -14,8 +14,8 @@ gradients here as it does in a run, over a window that has been filled. On a GPU
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import cycle
@@ -36,7 +36,7 @@ from ..train.pam import PAM
 from ..train.precision import Rounding, rounding, tensor_cores
 from ..train.sparse import sparse_pass
 from ..train.window import Window
-from .contest import measure
+from .contest import measure, threads_set
 
 BARE, ROUNDED, SOLVE = "bare product", "rounded product", "solve"
 # The contenders' names in the JSON object, and in the table.
@@ -123,7 +123,7 @@ def run(config: TrainBench, progress: Callable[[], None] | None = None) -> dict[
     part where it is installed, and the Gram matrix where it fits; else their units are None.
     """
     device = choose_device(config.device)
-    with _threads(config.threads):
+    with threads_set(config.threads):
         contenders, solve_every = _contenders(config, device)
         synchronise: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
@@ -262,16 +262,6 @@ def _plain_adam(config: TrainBench, device: torch.device) -> Callable[[Tensor], 
         optimizer.step()
 
     return step
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def table(result: dict[str, Any]) -> str:

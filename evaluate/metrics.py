@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from ..errors import SplinterpError
-from ..sae import SAE, fired_counts, l0
+from ..sae import SAE, Codes, fired_counts, l0
+
+Encode = Callable[[Tensor], Codes]  # rows [N, d_in] -> their codes, for the SAE's decoder
 
 _ROWS_AT_ONCE = 512  # in float64: of all rows of a batch it would be the largest thing in a training run
 
@@ -27,9 +29,9 @@ class Metrics:
         self.fired = torch.zeros(d_sae, dtype=torch.int64, device=shift.device)
 
     @torch.no_grad()
-    def add(self, sae: SAE, x: Tensor) -> None:
-        """Encode, decode and count rows x [N, d_in]."""
-        codes = sae.encode(x)
+    def add(self, sae: SAE, x: Tensor, encode: Encode | None = None) -> None:
+        """Encode (None: by the SAE's own encoder), decode and count rows x [N, d_in]."""
+        codes = (encode or sae.encode)(x)
         error = sae.decode(codes).sub_(x)
         for some, error_of_some in zip(x.split(_ROWS_AT_ONCE), error.split(_ROWS_AT_ONCE), strict=True):
             shifted = some.double() - self.shift
@@ -84,13 +86,16 @@ def _squared_errors(sae: SAE, x: Tensor) -> Tensor:
     return sae.decode(sae.encode(x)).sub_(x).double().square_().sum(1)
 
 
-def evaluate_rows(sae: SAE, batches: Iterable[Tensor], shift: Tensor | None = None) -> dict[str, float | int]:
+def evaluate_rows(
+    sae: SAE, batches: Iterable[Tensor], shift: Tensor | None = None, encode: Encode | None = None
+) -> dict[str, float | int]:
     """The figures of `Metrics` over all batches [N, d_in] (float32, on the SAE's device).
 
     Args:
         shift: [d_in], near the rows' mean; the SAE's b_dec if left out.
+        encode: where codes come from, if not from the SAE's own encoder.
     """
     metrics = Metrics(sae.config.d_in, sae.config.d_sae, sae.b_dec if shift is None else shift.to(sae.b_dec.device))
     for x in batches:
-        metrics.add(sae, x)
+        metrics.add(sae, x, encode)
     return metrics.figures()

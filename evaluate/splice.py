@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import SplinterpError
 from ..sae import SAE
+from .metrics import Encode
 
 
 class CrossEntropies(NamedTuple):
@@ -25,7 +26,12 @@ class CrossEntropies(NamedTuple):
 
 @torch.inference_mode()
 def cross_entropies(
-    bridge: Any, hook_name: str, sae: SAE, mean: Tensor, batches: Iterable[tuple[Tensor, Tensor]]
+    bridge: Any,
+    hook_name: str,
+    sae: SAE,
+    mean: Tensor,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    encode: Encode | None = None,
 ) -> CrossEntropies:
     """Run a TransformerLens bridge (all of its blocks) three times on every batch.
 
@@ -34,6 +40,7 @@ def cross_entropies(
         mean: [d_in], what ablation puts in place of every row.
         batches: (token ids [B, T] on the model's device, mask [B, T]: True where rows are replaced). Where rows are left out of harvests
             (BOS), the model keeps its own.
+        encode: where codes come from, if not from the SAE's own encoder.
 
     Raises:
         SplinterpError: the model lacks the hook, or is of another width; or there is no text.
@@ -46,7 +53,7 @@ def cross_entropies(
     replaced_at: list[Tensor] = []  # the current batch's mask
 
     def spliced(acts: Tensor) -> Tensor:
-        return sae(acts.to(device, torch.float32))
+        return sae.decode((encode or sae.encode)(acts.to(device, torch.float32)))
 
     def ablated(acts: Tensor) -> Tensor:
         return mean.to(device, torch.float32).expand_as(acts)

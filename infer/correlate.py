@@ -11,9 +11,10 @@ from copy import copy
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..sae import SparseCodes, decode
+from ..sae import kernels_for
 from .problem import Dictionary
 
 # How many of a dense product's multiplications take the time of one with gathered rows, which waits for memory.
@@ -39,8 +40,8 @@ class Correlations(Protocol):
         """⟨a_i, a_o⟩ of atoms `indices` [N, w] and `other` [N, 1]: [N, w]."""
         ...
 
-    def within(self, indices: Tensor) -> Tensor:
-        """The Gram matrices of atoms `indices` [N, k]: [N, k, k]."""
+    def left(self, indices: Tensor, sizes: Tensor) -> Tensor:
+        """‖y − x̂‖² of x̂ = Σ u_j·a_j: [N]."""
         ...
 
     def take(self, rows: Tensor) -> Correlations:
@@ -59,7 +60,7 @@ class OfDictionary:
     def after(self, indices: Tensor, sizes: Tensor) -> Tensor:
         gathered = self._by_gram(indices.shape[1])
         if gathered is not None:
-            return _sum(indices, -sizes, gathered).add_(self.first)
+            return torch.sub(self.first, moved := _sum(indices, sizes, gathered), out=moved)
         return (self.y - _sum(indices, sizes, self.atoms)) @ self.atoms.T
 
     def of(self, indices: Tensor, sizes: Tensor) -> Tensor:
@@ -70,12 +71,16 @@ class OfDictionary:
 
     def between(self, indices: Tensor, other: Tensor) -> Tensor:
         if self.gram is not None:
-            return self.gram.view(-1)[indices * len(self.gram) + other]
+            return _entries(self.gram, indices * len(self.gram) + other)
         return torch.bmm(self.atoms[indices], self.atoms[other].transpose(1, 2)).squeeze(2)
 
+    def left(self, indices: Tensor, sizes: Tensor) -> Tensor:
+        return (self.y - _sum(indices, sizes, self.atoms)).square_().sum(1)
+
     def within(self, indices: Tensor) -> Tensor:
+        """The Gram matrices of atoms `indices` [N, k]: [N, k, k]."""
         if self.gram is not None:
-            return self.gram.view(-1)[indices[:, :, None] * len(self.gram) + indices[:, None, :]]
+            return _entries(self.gram, (indices * len(self.gram))[:, :, None] + indices[:, None, :])
         chosen = self.atoms[indices]
         return torch.bmm(chosen, chosen.transpose(1, 2))
 
@@ -110,10 +115,9 @@ class OnSupport:
         k = self.grams.shape[1]
         return self.grams.view(-1, k * k).gather(1, indices * k + other)
 
-    def within(self, indices: Tensor) -> Tensor:
-        k = self.grams.shape[1]
-        pairs = indices[:, :, None] * k + indices[:, None, :]
-        return self.grams.view(-1, k * k).gather(1, pairs.flatten(1)).view_as(pairs)
+    def left(self, indices: Tensor, sizes: Tensor) -> Tensor:
+        dense = torch.zeros_like(self.first).scatter_add_(1, indices, sizes)
+        return self.squared - (dense * (self.first + self.after(indices, sizes))).sum(1)
 
     def take(self, rows: Tensor) -> OnSupport:
         some = copy(self)
@@ -123,25 +127,31 @@ class OnSupport:
 
 def _sum(indices: Tensor, sizes: Tensor, rows: Tensor) -> Tensor:
     """Σ_j sizes_j·rows[indices_j], [N, d]."""
-    return (
-        decode(SparseCodes(indices, sizes), rows, rows.new_zeros(()))
-        if indices.shape[1]
-        else rows.new_zeros(len(sizes), rows.shape[1])
-    )
+    if kernels := kernels_for(rows):
+        return kernels.decode(indices, sizes, rows, rows.new_zeros(rows.shape[1]))
+    return F.embedding_bag(indices, rows, per_sample_weights=sizes, mode="sum")
 
 
-def largest(scores: Tensor) -> Tensor:
-    """Where each row of scores [N, d] is largest: int64 [N, 1].
+def _entries(matrix: Tensor, places: Tensor) -> Tensor:
+    """Entries of a matrix at places among all of them, in their shape; on a CPU twice as fast as by indexing."""
+    return matrix.view(-1).index_select(0, places.reshape(-1)).view(places.shape)
+
+
+def largest(scores: Tensor, either_sign: bool = False) -> Tensor:
+    """Where each row of scores [N, d] is largest, or largest in magnitude: int64 [N, 1].
 
     On a CPU argmax along a row takes several times as long as maxima across blocks of it and an argmax among those.
     """
     n, d = scores.shape
     if d % _BLOCKS or d < _BLOCKS**2:
-        return scores.argmax(1, keepdim=True)
+        return (scores.abs() if either_sign else scores).argmax(1, keepdim=True)
     blocks = scores.view(n, _BLOCKS, d // _BLOCKS)
-    column = blocks.amax(1).argmax(1, keepdim=True)
-    block = blocks.gather(2, column[:, None].expand(n, _BLOCKS, 1)).squeeze(2).argmax(1, keepdim=True)
-    return column.add_(block, alpha=d // _BLOCKS)
+    columns = blocks.amax(1)
+    if either_sign:  # two passes that read, instead of one that writes and one that reads
+        columns = torch.maximum(columns, blocks.amin(1).neg_())
+    column = columns.argmax(1, keepdim=True)
+    block = blocks.gather(2, column[:, None].expand(n, _BLOCKS, 1)).squeeze(2)
+    return column.add_((block.abs() if either_sign else block).argmax(1, keepdim=True), alpha=d // _BLOCKS)
 
 
 def distinct(indices: Tensor, used: Tensor, d: int) -> Tensor:

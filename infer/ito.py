@@ -5,6 +5,7 @@
 From nothing all sizes begin alike, at ‖y‖/√d_sae. From an encoder's codes p is their logarithm; latents that it left out begin at a small part
 of ‖y‖, since a logarithm has no zero and Adam, whose steps in p do not depend on the gradient's size, brings back those that are needed. Each row
 is given the best codes that it has seen, those of the start included. Codes that exp left at next to nothing are told as zero.
+The problem itself is a lasso, which fista solves to the end (see `Target`): this is the paper's way there.
 """
 
 from __future__ import annotations

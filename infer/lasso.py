@@ -102,7 +102,7 @@ def coordinate_descent(lasso: Lasso, steps: int, start: Tensor) -> Tensor:
     def step(lasso: Lasso, state: State) -> State:
         u, correlations = state
         change = lasso.shrink(u + correlations, lasso.l1).sub_(u)
-        j = largest(change.abs())
+        j = largest(change, either_sign=True)
         moved = change.gather(1, j)
         # In place: these are this solver's own.
         return u.scatter_add_(1, j, moved), correlations.sub_(lasso.rows.of(j, moved))

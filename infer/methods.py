@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -122,25 +123,26 @@ def infer(name: str, x: Tensor, dictionary: Dictionary, target: Target, start: C
     _check_rows(x, dictionary, target, start)
     dtype = torch.float64 if torch.float64 in (x.dtype, dictionary.W_dec.dtype) else torch.float32
     dictionary = dictionary.to(dtype)
-    _ = dictionary.atoms, dictionary.gram, dictionary._per_norm  # once, before the threads want them
+    _ = dictionary.atoms, dictionary.gram, dictionary.norms  # once, before the threads want them
     if name in ("ista", "fista", "lca"):
         _ = dictionary.lipschitz
     method, solve = METHODS[name], METHODS[name].solve
+    unit = _unit(x, dictionary.b_dec)
+    scaled = target if target.l1 is None else replace(target, l1=target.l1 / unit)
     width = widest(start) if start is not None and method.start == "must" else None
 
     @torch.no_grad()  # of each thread
     def of_slab(part: slice) -> Codes:
-        y = x[part].to(dtype) - dictionary.b_dec
-        if not y.norm(dim=1).isfinite().all():
+        y = x[part].to(dtype) / unit - dictionary.b_dec / unit
+        if not y.isfinite().all():
             raise SAEError(f"There are values that are not finite among rows {part.start:,} to {part.stop - 1:,}.")
         begin = None
         if start is not None:
             begin = rows_between(start, part)
+            _check_start(begin, dictionary.d_sae, part)
             begin = begin if width is None else as_sparse(begin, dictionary.d_sae, width)
-            begin = dictionary.sizes(
-                begin.to(dtype) if isinstance(begin, Tensor) else begin._replace(values=begin.values.to(dtype))
-            )
-        return dictionary.values(solve(y, dictionary, target, begin))
+            begin = _times(dictionary.sizes(_as(begin, dtype)), 1 / unit)
+        return dictionary.values(_times(solve(y, dictionary, scaled, begin), unit))
 
     row_bytes = dtype.itemsize * _row_numbers(dictionary, target, width, method)
     return by_slabs(of_slab, slabs(len(x), row_bytes, x.device), x.device, dictionary.d_sae)
@@ -178,6 +180,34 @@ def _check_rows(x: Tensor, dictionary: Dictionary, target: Target, start: Codes 
             raise SAEError(f"Codes to begin from are of {rows_of(start)} rows, not of {len(x)}.")
         if isinstance(start, Tensor) and start.shape[1] != dictionary.d_sae:
             raise SAEError(f"Codes to begin from have {start.shape[1]} latents, the dictionary {dictionary.d_sae}.")
+        if _values(start).device != x.device:
+            raise SAEError(f"Codes to begin from are on {_values(start).device}, the rows on {x.device}; move one of them.")
+
+
+def _check_start(start: Codes, d_sae: int, part: slice) -> None:
+    where = f"among rows {part.start:,} to {part.stop - 1:,}"
+    if not _values(start).isfinite().all():
+        raise SAEError(f"Codes to begin from have values that are not finite {where}.")
+    if not isinstance(start, Tensor) and ((start.indices < 0) | (start.indices >= d_sae)).any():
+        raise SAEError(f"Codes to begin from name latents that the dictionary of {d_sae:,} does not have {where}.")
+
+
+def _unit(x: Tensor, b_dec: Tensor) -> float:
+    """A power of two near the largest magnitude; in units of it squares do not overflow, and nothing else changes."""
+    largest = max((abs(float(end)) for t in (x, b_dec) if t.numel() for end in t.aminmax()), default=0.0)
+    return 2.0 ** max(-100, min(math.frexp(largest)[1], 100)) if math.isfinite(largest) else 1.0
+
+
+def _values(codes: Codes) -> Tensor:
+    return codes if isinstance(codes, Tensor) else codes.values
+
+
+def _as(codes: Codes, dtype: torch.dtype) -> Codes:
+    return codes.to(dtype) if isinstance(codes, Tensor) else codes._replace(values=codes.values.to(dtype))
+
+
+def _times(codes: Codes, factor: float) -> Codes:
+    return codes * factor if isinstance(codes, Tensor) else codes._replace(values=codes.values * factor)
 
 
 def _width(dictionary: Dictionary, target: Target) -> int:
@@ -187,4 +217,4 @@ def _width(dictionary: Dictionary, target: Target) -> int:
 def _row_numbers(dictionary: Dictionary, target: Target, width: int | None, method: Method) -> int:
     """How many numbers a solver holds for a row: a few vectors over the latents and the inputs, and matrices over the chosen atoms."""
     k = width or (_width(dictionary, target) if "k" in method.stops else 0)
-    return 8 * dictionary.d_sae + 4 * dictionary.d_in + 4 * k * k + (0 if dictionary.gram is not None else k * dictionary.d_in)
+    return 8 * dictionary.d_sae + 4 * dictionary.d_in + 8 * k * k + (0 if dictionary.gram is not None else k * dictionary.d_in)

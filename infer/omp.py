@@ -11,8 +11,12 @@ Of the chosen atoms the inverse K of their Gram matrix is kept: with g their pro
 
 and letting go of an atom j is K ← K − K_j·K_jᵀ/K_jj. These are the updates of a Cholesky factor L, K = L⁻ᵀ·L⁻¹, in a form that has no
 order of elimination: atoms leave without a new factorisation, and all of it is element-wise work on small matrices. An atom with s below a
-tolerance lies in the span of the chosen ones; being the largest correlation, no other atom has more to give, and the row is done. Values are
-refined once at the end, u ← u + K·(A_S·y − G_SS·u), so that rounding in K does not stay in them.
+tolerance (in float32 0.2° away) lies in the span of the chosen ones; being the largest correlation, none has much more to give, and the row is done. Values are
+refined once at the end, u ← u + K·(A_S·y − G_SS·u).
+
+Every s multiplies the rounding in K by 1/s, so that k correlated atoms can leave nothing of it but rounding. K, g, s and u are float64 therefore, also of
+float32 rows; the products with the dictionary, which do not add up, are in the rows' own dtype. A row that rounding would leave with more than ‖y‖² after
+all is given its sizes scaled to the length that is best along them, which leaves no more than that.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from torch import Tensor
 from ..sae import SparseCodes
 from .correlate import Correlations, distinct, largest
 
-# Of non-negative pursuit: atoms tried at most, in units of k. It is about 1.2 k of them on a trained SAE's dictionary.
+# Of non-negative pursuit: atoms tried at most, in units of k; a row lets go of few, and this only bounds what rounding could make it repeat.
 TRIES = 4
 
 
@@ -46,28 +50,29 @@ def noise(rows: Correlations) -> Tensor:
 
 def _signed(rows: Correlations, k: int, residual: float) -> SparseCodes:
     n, d = rows.first.shape
-    correlations, tolerance, floor = rows.first, span_tolerance(rows.first.dtype), noise(rows)
-    chosen = torch.zeros(n, k, dtype=torch.int64, device=correlations.device)
-    u, K = correlations.new_zeros(n, k), correlations.new_zeros(n, k, k)
-    alive = torch.ones(n, 1, dtype=torch.bool, device=correlations.device)
-    left, enough = rows.squared[:, None].clone(), residual**2 * rows.squared[:, None]
+    tolerance, floor = span_tolerance(rows.first.dtype), noise(rows)
+    chosen = torch.zeros(n, k, dtype=torch.int64, device=rows.first.device)
+    u, K = _zeros(rows, k), _zeros(rows, k, k)
+    used = torch.zeros_like(chosen, dtype=torch.bool)
+    alive = used.new_ones(n, 1)
+    left, enough = rows.squared[:, None].double(), residual**2 * rows.squared[:, None]
     for w in range(k):
-        # Chosen atoms are never taken again, so that a row that is done is filled up with others, at zero.
-        new = largest(correlations.abs().scatter_(1, chosen[:, :w], -1.0))
-        c = correlations.gather(1, new)
-        g = rows.between(chosen[:, :w], new)
+        correlations = rows.after(chosen[:, :w], u[:, :w].to(rows.first)) if w else rows.first
+        new = largest(correlations, either_sign=True)
+        c = correlations.gather(1, new).double()
+        g = rows.between(chosen[:, :w], new).double()
         Kg = _matvec(K[:, :w, :w], g)
         s = 1 - (g * Kg).sum(1, keepdim=True)
         alive = alive & (s > tolerance) & (c.abs() > floor) & (left > enough)
         per_s = torch.where(alive, 1 / s, 0.0)
         v = torch.cat([Kg, Kg.new_full((n, 1), -1.0)], 1)
         K[:, : w + 1, : w + 1].addcmul_((v * per_s)[:, :, None], v[:, None, :])
-        u[:, : w + 1] -= v * (c * per_s)
-        chosen[:, w : w + 1] = new
-        left = left - c * c * per_s
-        if w + 1 < k:
-            correlations = rows.after(chosen[:, : w + 1], u[:, : w + 1])
-    return SparseCodes(chosen, u + _matvec(K, _rest(rows, chosen, u)))
+        change = c * per_s
+        u[:, : w + 1].addcmul_(v, change, value=-1)
+        left = left.addcmul(c, change, value=-1)
+        chosen[:, w : w + 1], used[:, w : w + 1] = new, alive
+    u = _bounded(rows, chosen, u + _rest(rows, chosen, u, K))
+    return SparseCodes(chosen if bool(used.all()) else distinct(chosen, used, d), u)
 
 
 class _State(NamedTuple):
@@ -82,24 +87,25 @@ class _State(NamedTuple):
 
 def _non_negative(rows: Correlations, k: int, residual: float) -> SparseCodes:
     n, d = rows.first.shape
-    u = rows.first.new_zeros(n, k)
+    u = _zeros(rows, k)
     chosen = torch.zeros(n, k, dtype=torch.int64, device=u.device)
-    state = _State(chosen, torch.zeros_like(chosen, dtype=torch.bool), u, u.new_zeros(n, k, k))
+    state = _State(chosen, torch.zeros_like(chosen, dtype=torch.bool), u, _zeros(rows, k, k))
     correlations, alive = rows.first, torch.ones_like(u[:, 0], dtype=torch.bool)
     for w in range(1, k + 1):
-        alive = _add_one(rows, correlations, _State(*(t[:, :w] for t in state[:3]), state.K[:, :w, :w]), residual)
-        correlations = rows.after(chosen[:, :w], u[:, :w])
+        alive = _add_one(rows, correlations, _State(chosen[:, :w], state.used[:, :w], u[:, :w], state.K[:, :w, :w]), residual)
+        if w < k:
+            correlations = rows.after(chosen[:, :w], u[:, :w].to(rows.first))
     # Rows that let atoms go have room for others: these few rows go on by themselves.
     going = (alive & ~state.used.all(1)).nonzero().squeeze(1)
     for _ in range((TRIES - 1) * k):
         if not len(going):
             break
         some, part = rows.take(going), _State(*(t[going] for t in state))
-        alive = _add_one(some, some.after(part.chosen, part.u), part, residual)
+        alive = _add_one(some, some.after(part.chosen, part.u.to(some.first)), part, residual)
         for whole, t in zip(state, part, strict=True):
             whole[going] = t
         going = going[alive & ~part.used.all(1)]
-    u = (u + _matvec(state.K, _rest(rows, chosen, u))).clamp_(min=0)
+    u = _bounded(rows, chosen, (u + _rest(rows, chosen, u, state.K)).clamp_(min=0))
     return SparseCodes(distinct(chosen, state.used, d), u)
 
 
@@ -107,12 +113,12 @@ def _add_one(rows: Correlations, correlations: Tensor, state: _State, residual: 
     """Take the best atom into a free slot and fit, in place. Returns whether there was one, [N]."""
     chosen, used, u, K = state
     new = largest(correlations)
-    c = correlations.gather(1, new)
+    c = correlations.gather(1, new).double()
     place = used.to(torch.int8).argmin(1, keepdim=True)  # a free slot; where there is none the row is not alive
-    g = rows.between(chosen, new)
+    g = rows.between(chosen, new).double()
     Kg = _matvec(K, g)
     s = 1 - (g * Kg).sum(1, keepdim=True)
-    alive = (s > span_tolerance(u.dtype)) & (c > noise(rows)) & ~used.gather(1, place)
+    alive = (s > span_tolerance(rows.first.dtype)) & (c > noise(rows)) & ~used.gather(1, place)
     if residual:
         left = rows.squared[:, None] - (u * rows.first.gather(1, chosen)).sum(1, keepdim=True)
         alive &= left > residual**2 * rows.squared[:, None]
@@ -155,10 +161,26 @@ def _let_go(state: _State, fitted: Tensor) -> Tensor:
 
 
 def _matvec(K: Tensor, g: Tensor) -> Tensor:
-    """[N, w, w] times [N, w]; on a CPU faster than a batched product for matrices this small."""
-    return (K * g[:, None, :]).sum(2)
+    """Symmetric K [N, w, w] times [N, w]; on a CPU faster than a batched product for matrices this small."""
+    return (K * g[:, :, None]).sum(1)
 
 
-def _rest(rows: Correlations, chosen: Tensor, u: Tensor) -> Tensor:
-    """A_S·y − G_SS·u, [N, k]: what is left for the chosen atoms, which is rounding."""
-    return rows.first.gather(1, chosen) - _matvec(rows.within(chosen), u)
+def _rest(rows: Correlations, chosen: Tensor, u: Tensor, K: Tensor) -> Tensor:
+    """K·(A_S·y − G_SS·u), [N, k]: what least squares on the residual adds, which is rounding; zero in slots that are not in use."""
+    return _matvec(K, rows.after(chosen, u.to(rows.first)).gather(1, chosen).double())
+
+
+def _bounded(rows: Correlations, chosen: Tensor, u: Tensor) -> Tensor:
+    """Sizes u [N, k] in the rows' dtype; those that leave more than ‖y‖² scaled to leave least."""
+    u = torch.where(u.isfinite().all(1, keepdim=True), u, 0.0).to(rows.first)
+    left = rows.left(chosen, u)
+    over = (left > rows.squared).nonzero().squeeze(1)
+    if len(over):
+        with_y = (u[over] * rows.first[over].gather(1, chosen[over])).sum(1).double()  # ⟨x̂, y⟩
+        squared = left[over].double() - rows.squared[over] + 2 * with_y  # ‖x̂‖²
+        u[over] *= torch.where(with_y > 0, with_y / squared, 0.0).clamp_(max=1)[:, None].to(u)
+    return u
+
+
+def _zeros(rows: Correlations, *shape: int) -> Tensor:
+    return torch.zeros(len(rows.first), *shape, dtype=torch.float64, device=rows.first.device)

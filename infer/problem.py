@@ -7,7 +7,7 @@ chosen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor
 from ..errors import SAEError, SplinterpError
 from ..sae import SAE, Codes, RaggedCodes, SparseCodes
 
-# Bytes up to which the Gram matrix of the atoms is held, 8,192 latents in float32 by four; beyond, what it would give is taken from the atoms.
+# Bytes up to which the Gram matrix of the atoms is held: 16,384 latents in float32, 11,585 in float64. Beyond, what it would give is taken from the
+# atoms.
 GRAM_BYTES = 2**30
 
 
@@ -25,14 +26,16 @@ class Dictionary:
     """Atoms and bias: x ≈ z·W_dec + b_dec. What solvers need of them is computed once.
 
     Attributes:
-        W_dec: [d_sae, d_in], rows of any norm. b_dec: [d_in]. Both float32, or both float64, on one device.
+        W_dec: [d_sae, d_in], rows of any norm that the dtype has. b_dec: [d_in]. Both float32, or both float64, on one device.
+        gram_bytes: up to which the Gram matrix is held; 0: never.
 
     Raises:
-        SAEError: shapes, dtypes or devices that do not go together, or values that are not finite.
+        SAEError: shapes, dtypes or devices that do not go together, or values or norms that are not finite.
     """
 
     W_dec: Tensor
     b_dec: Tensor
+    gram_bytes: int = GRAM_BYTES
 
     def __post_init__(self) -> None:
         W_dec, b_dec = self.W_dec, self.b_dec
@@ -44,9 +47,9 @@ class Dictionary:
             raise SAEError(
                 f"A dictionary is float32 or float64, on one device; got {W_dec.dtype} on {W_dec.device} and {b_dec.dtype} on {b_dec.device}."
             )
-        if not (W_dec.isfinite().all() and b_dec.isfinite().all()):
+        if not (self.norms.isfinite().all() and b_dec.isfinite().all()):
             raise SAEError(
-                "The dictionary has values that are not finite; the SAE's file is damaged, or its training diverged."
+                "The dictionary has values or norms that are not finite; the SAE's file is damaged, or its training diverged."
             )
 
     @staticmethod
@@ -58,7 +61,7 @@ class Dictionary:
 
     def to(self, dtype: torch.dtype) -> Dictionary:
         """The same dictionary in float32 or float64; itself where it is that already."""
-        return self if dtype is self.W_dec.dtype else Dictionary(self.W_dec.to(dtype), self.b_dec.to(dtype))
+        return self if dtype is self.W_dec.dtype else replace(self, W_dec=self.W_dec.to(dtype), b_dec=self.b_dec.to(dtype))
 
     @property
     def d_sae(self) -> int:
@@ -73,17 +76,19 @@ class Dictionary:
     @cached_property
     def norms(self) -> Tensor:
         """‖W_i‖, [d_sae]."""
-        return self.W_dec.norm(dim=1)
+        largest, scaled = self._scaled()
+        return largest * scaled.norm(dim=1)
 
     @cached_property
     def atoms(self) -> Tensor:
         """W_i/‖W_i‖, [d_sae, d_in]; zeros where that has no length."""
-        return self.W_dec * self._per_norm[:, None]
+        _, scaled = self._scaled()
+        return scaled / _or_infinite(scaled.norm(dim=1))[:, None]
 
     @cached_property
     def gram(self) -> Tensor | None:
-        """⟨a_i, a_j⟩, [d_sae, d_sae]; None where it would take more than GRAM_BYTES."""
-        if self.d_sae**2 * self.W_dec.element_size() > GRAM_BYTES:
+        """⟨a_i, a_j⟩, [d_sae, d_sae]; None where it would take more than `gram_bytes`."""
+        if self.d_sae**2 * self.W_dec.element_size() > self.gram_bytes:
             return None
         return self.atoms @ self.atoms.T
 
@@ -93,23 +98,28 @@ class Dictionary:
         small = self.atoms.T @ self.atoms if self.d_in <= self.d_sae else self.atoms @ self.atoms.T
         return float(torch.linalg.eigvalsh(small.double())[-1]) * (1 + 1e-6) or 1.0
 
-    @cached_property
-    def _per_norm(self) -> Tensor:
-        return torch.where(self.norms > 0, 1 / self.norms, 0.0)
+    def _scaled(self) -> tuple[Tensor, Tensor]:
+        """The largest magnitude of each row [d_sae], and the rows in units of it, whose squares neither overflow nor vanish."""
+        largest = torch.linalg.vector_norm(self.W_dec, torch.inf, dim=1)
+        return largest, self.W_dec / torch.where(largest > 0, largest, 1.0)[:, None]
 
     def sizes(self, codes: Codes) -> Codes:
         """Values z as sizes of contributions, u = z·‖W‖."""
-        return _times(codes, self.norms)
+        if isinstance(codes, SparseCodes | RaggedCodes):
+            return codes._replace(values=codes.values * self.norms[codes.indices])
+        return codes * self.norms
 
     def values(self, codes: Codes) -> Codes:
         """Sizes u as values z = u/‖W‖; zero at an atom of no length."""
-        return _times(codes, self._per_norm)
+        norms = _or_infinite(self.norms)  # not by their inverses, which overflow before they do
+        if isinstance(codes, SparseCodes | RaggedCodes):
+            return codes._replace(values=codes.values / norms[codes.indices])
+        return codes / norms
 
 
-def _times(codes: Codes, factors: Tensor) -> Codes:
-    if isinstance(codes, SparseCodes | RaggedCodes):
-        return codes._replace(values=codes.values * factors[codes.indices])
-    return codes * factors
+def _or_infinite(norms: Tensor) -> Tensor:
+    """To divide by: nothing over no length is nothing."""
+    return torch.where(norms > 0, norms, torch.inf)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
 
 from ..devices import work_alone
 from ..sae import Codes, RaggedCodes, SparseCodes, to_dense
 
-# Bytes of a solver's largest matrices in a slab: on a CPU about what a core's share of the cache holds, on a GPU enough to keep it busy.
-_CPU_BYTES, _GPU_BYTES = 2**24, 2**30
+# Bytes of a solver's largest matrices in a slab: enough that a core, and a GPU, have something to do between two operations.
+_CPU_BYTES, _GPU_BYTES = 2**26, 2**30
 
 
 def slabs(rows: int, row_bytes: int, device: torch.device) -> list[slice]:

@@ -112,6 +112,7 @@ def print_train_plan(
     else:
         sparsity = f"l1={c.l1:g}" if c.k is None else f"k={c.k}"
         line = f"{c.method} on {site}: {stream}, {c.d_sae:,} latents, {sparsity}, lr {c.lr:.2g}, seed {c.seed}"
+        line += f", jitter {c.noise:.2g}" if c.noise else ""
         line += f", {processes} processes -> {out}" if processes > 1 else f" -> {out}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -155,6 +156,10 @@ def print_results(console: Console, summaries: dict[str, dict[str, Any]]) -> Non
             format_count(s["rows_per_second"]), format_seconds(s["seconds"]["train"]), format_seconds(solve) if solve is not None else "–",
         )  # fmt: skip
     print_whole(console, table)
+    for name, s in summaries.items():
+        if by := s.get("pursuit"):
+            told = f"{name}: by {by['encoder']} FVU {_fvu(by)} at L0 {by['l0']:.1f} on {by['n_rows']:,} held-out rows."
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _fvu(figures: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from splinterp import cli
 from splinterp.bench import architectures, contest
+from splinterp.bench import infer as infer_bench
 from splinterp.bench import store as store_bench
 from splinterp.bench import train as train_bench
 from splinterp.bench.harvest import OURS, HarvestBench, run, table
@@ -111,7 +112,21 @@ def test_the_train_bench(torch_threads, options):
         train_bench.TrainBench(threads=0)
 
 
-@pytest.mark.parametrize("command", ["store", "harvest", "train"])
+def test_the_infer_bench(torch_threads):
+    steps = []
+    config = infer_bench.InferBench(latents=64, d_in=32, k=4, rows=256, sklearn_rows=8, rounds=2, threads=2, device="cpu")
+    result = json.loads(json.dumps(infer_bench.run(config, lambda: steps.append(1))))
+    assert len(steps) == config.steps
+    assert set(result["ratios"]) == set(result["fvu"]) == set(infer_bench.OURS)
+    assert all(0 < r["low"] <= r["median"] <= r["high"] for r in result["ratios"].values())
+    # Noise is a hundredth of the rows' energy: who finds the atoms leaves no more.
+    assert result["fvu"]["omp"] < 0.03
+    assert result["fvu"]["omp"] <= result["fvu"]["gradient pursuit"] <= result["fvu"]["matching pursuit"]
+    assert [m["rows"] for m in result["memory"]] == [256, 2048]
+    assert all(name in infer_bench.table(result) for name in infer_bench.OURS)
+
+
+@pytest.mark.parametrize("command", ["store", "harvest", "train", "infer"])
 def test_mistakes_on_the_command_line(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["bench", command, "--rounds", "0"])

@@ -52,12 +52,14 @@ CONFIG = TrainConfig(
 CONFIGS = {
     "as it comes": replace(CONFIG, solve_every=None, memory_rows=None),
     "topk": CONFIG,
+    "with jitter": replace(CONFIG, jitter=0.3),
     "solve-only, M=2": replace(CONFIG, decoder_steps=False, encoder_steps=2, mu_enc=0.1, nu_enc=0.1),
     "batchtopk": replace(CONFIG, activation="batchtopk"),
     "relu": replace(CONFIG, activation="relu", k=None, k_start=None, l1=1.0),
     "jumprelu": replace(CONFIG, activation="jumprelu"),
     "resample": replace(CONFIG, revive="resample", k=3, k_start=None, dead_after=250),
     "without a Gram matrix": replace(CONFIG, memory=250_000, memory_rows=500),
+    "pursuit": replace(CONFIG, method="pursuit", last_solve=False),
     "adam": replace(CONFIG, method="adam"),
     "adam, by conjugate gradients": replace(CONFIG, method="adam", memory=250_000),
 }

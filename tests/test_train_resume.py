@@ -35,6 +35,7 @@ CONFIG = TrainConfig(
 CONFIGS = {
     "pam as it comes": replace(CONFIG, solve_every=None, memory_rows=None),
     "with solves on the way": CONFIG,
+    "with jitter": replace(CONFIG, jitter=0.3),
     "solve-only, M=2": replace(CONFIG, decoder_steps=False, encoder_steps=2, mu_enc=0.1),
     "without a Gram matrix": replace(CONFIG, memory=250_000),
     "adam": replace(CONFIG, method="adam"),

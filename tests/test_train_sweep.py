@@ -27,7 +27,7 @@ SITE, D_IN, D_SAE, N = "hook", 24, 96, 6000
 OPTIONS = TrainOptions(
     method="pam", activation="topk", latents=D_SAE, expansion=None, k=6, k_start=None, k_anneal=None, l1=None, l0=None, bandwidth=None, revive="auxk", tokens=6500, epochs=None,
     batch_size=256, lr=1e-2, warmup=None, decay=0.35, encoder_steps=1, mu_enc=None, nu_enc=None, mu_dec=None, nu_dec=None, alpha=None, beta=None,
-    ridge=None, decoder_steps=None, pursuit=None, solve_every=3, memory_rows=2000, last_solve=None, memory=None, precision="auto", seed=0, order_seed=None,
+    ridge=None, decoder_steps=None, pursuit=None, jitter=None, solve_every=3, memory_rows=2000, last_solve=None, memory=None, precision="auto", seed=0, order_seed=None,
 )  # fmt: skip
 
 
@@ -57,6 +57,7 @@ def all_left_by(out: Path) -> dict[str, object]:
         ["activation=topk,batchtopk,relu"],
         ["encoder-steps=1,2", "decoder-steps=yes,no"],
         ["lr=auto,1e-3", "alpha=0,0.1"],
+        ["jitter=auto,0.4", "seed=0,1"],
     ],
     ids=str,
 )

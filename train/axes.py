@@ -31,7 +31,7 @@ SWEPT: dict[str, Callable[[str], Any]] = {
     "method": str, "activation": str, "latents": parse_quantity, "expansion": parse_quantity, "k": parse_quantity,
     "k-start": parse_quantity, "k-anneal": float, "l1": float, "l0": float, "bandwidth": float, "revive": str, "lr": _or_auto, "warmup": float, "decay": float,
     "encoder-steps": parse_quantity, "mu-enc": float, "nu-enc": float, "mu-dec": float, "nu-dec": float, "alpha": float, "beta": float,
-    "ridge": _or_auto, "decoder-steps": _yes, "pursuit": float, "solve-every": parse_quantity, "memory-rows": parse_quantity, "last-solve": _yes, "precision": str,
+    "ridge": _or_auto, "decoder-steps": _yes, "pursuit": float, "jitter": _or_auto, "solve-every": parse_quantity, "memory-rows": parse_quantity, "last-solve": _yes, "precision": str,
     "seed": int,
 }  # fmt: skip
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..errors import SplinterpError
+from .jitter import auto_jitter
 
-Method = Literal["pam", "adam"]
+Method = Literal["pam", "adam", "pursuit"]
 Activation = Literal["topk", "batchtopk", "relu", "jumprelu"]
 Revive = Literal["auxk", "resample", "none"]
 PURSUIT = 0.3
@@ -24,7 +25,8 @@ class TrainConfig:
     over the rows of the statistics' memory (Theorem C.1); `l1`, `l0`, `mu_enc` and `nu_enc` to one that is a mean over rows.
 
     Attributes:
-        method: pam (closed-form decoder) or adam (the baseline: gradient steps on everything, unit-norm decoder).
+        method: pam (closed-form decoder), adam (the baseline: gradient steps on everything, unit-norm decoder) or pursuit (a dictionary for
+            pursuit's codes, with topk: train/dictionary.py).
         activation: topk, batchtopk (k latents a row on average over a batch; saved as jumprelu), relu or
             jumprelu (thresholds learnt for k latents a row on average).
         d_sae: number of latents.
@@ -43,8 +45,9 @@ class TrainConfig:
         encoder_steps: M of Algorithm 3.1: encoder steps on each batch before its codes enter the statistics.
         mu_enc, nu_enc: pull of W_enc and b_enc towards their values before the M steps.
         decoder_steps: pam only: whether the decoder takes gradient steps too, between solves.
-        pursuit: weight λ of the pull towards better codes than the encoder's (train/pursuit.py); 0: none; None: PURSUIT for pam with topk
-            and decoder_steps, unless there are fewer different rows than latents, else none.
+        pursuit: weight λ of the pull towards better codes than the encoder's (train/pursuit.py); 0: none; None: PURSUIT for pursuit, and for pam with topk
+            and decoder_steps, unless there are fewer different rows than latents and no jitter, else none.
+        jitter: share of noise of the rows' own covariance in every training row (train/jitter.py), below 1; None: `auto_jitter`.
         alpha, beta, mu_dec, nu_dec: the decoder's penalties of Theorem C.1; anchors are the decoder's current values.
         ridge: relative ridge towards the present decoder, in units of the centred Gram matrix's mean diagonal; None: chosen on validation
             rows in the last solve.
@@ -84,6 +87,7 @@ class TrainConfig:
     nu_enc: float = 0.0
     decoder_steps: bool = True
     pursuit: float | None = None
+    jitter: float | None = None
     alpha: float = 0.0
     beta: float = 0.0
     mu_dec: float = 0.0
@@ -111,6 +115,8 @@ class TrainConfig:
             raise SplinterpError(f"--precision {self.precision} is unknown; choose one of {', '.join(get_args(Precision))}.")
         if self.revive not in get_args(Revive):
             raise SplinterpError(f"--revive {self.revive} is unknown; choose one of {', '.join(get_args(Revive))}.")
+        if self.method == "pursuit":
+            self._check_pursuit()
         for name in ("d_sae", "rows", "batch_size", "encoder_steps", "dead_after"):
             if getattr(self, name) < 1:
                 raise SplinterpError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -141,6 +147,10 @@ class TrainConfig:
                 raise SplinterpError(f"{name}={value} must be between 0 and 2^63 - 1.")
         if self.pursuit is not None and not (math.isfinite(self.pursuit) and self.pursuit >= 0):
             raise SplinterpError(f"pursuit={self.pursuit} must be zero or positive.")
+        if self.jitter is not None and not 0 <= self.jitter < 1:
+            raise SplinterpError(
+                f"jitter={self.jitter} is the share of noise in a training row: it must be at least 0 and below 1."
+            )
         if self.bandwidth == 0:
             raise SplinterpError(
                 "bandwidth=0 would leave the thresholds where they are; give a positive --bandwidth or leave it out."
@@ -152,14 +162,31 @@ class TrainConfig:
         if self.lr == 0:
             raise SplinterpError("lr=0 would train nothing; give a positive --lr or leave it out.")
 
+    def _check_pursuit(self) -> None:
+        if self.activation != "topk":
+            raise SplinterpError(f"--method pursuit goes with --activation topk; leave out {self.activation}.")
+        if self.last_solve:
+            raise SplinterpError(
+                "--last-solve would fit the decoder to the encoder's codes, and --method pursuit makes it for pursuit's; leave it out."
+            )
+        if self.pursuit == 0:
+            raise SplinterpError(
+                "--pursuit 0 leaves --method pursuit without its codes; give --method adam, or a positive --pursuit."
+            )
+
     @property
     def pull(self) -> float:
-        """The weight of pursuit that `pursuit` comes to: where nothing is said, none with fewer different rows than latents. There better codes
-        are only learnt by heart: of 600 rows for 1,536 latents the held-out FVU was 3 % higher with them (bench/RESULTS.md)."""
+        """The weight of pursuit that `pursuit` comes to: where nothing is said, none with fewer different rows than latents and no jitter. There
+        better codes are only learnt by heart: of 600 rows for 1,536 latents the held-out FVU was 3 % higher with them (bench/RESULTS.md)."""
         if self.pursuit is not None:
             return self.pursuit
         ours = self.method == "pam" and self.activation == "topk" and self.decoder_steps
-        return PURSUIT if ours and self.one_pass >= self.d_sae else 0.0
+        return PURSUIT if self.method == "pursuit" or (ours and (self.one_pass >= self.d_sae or self.noise)) else 0.0
+
+    @property
+    def noise(self) -> float:
+        """The share of noise that `jitter` comes to."""
+        return auto_jitter(self.rows, self.one_pass, self.d_sae) if self.jitter is None else self.jitter
 
     @property
     def one_pass(self) -> int:
@@ -168,9 +195,10 @@ class TrainConfig:
 
     @property
     def alternates(self) -> bool:
-        """Whether the decoder is solved for on the way too, not at the end alone: in pam, where it takes no gradient steps, or where the solves'
+        """Whether the decoder is solved for on the way: in pursuit; in pam, where it takes no gradient steps, or where the solves'
         cadence or memory is given. Beside gradient steps they gained nothing, and cost up to 3 % on few rows (bench/RESULTS.md)."""
-        return self.method == "pam" and not (self.decoder_steps and self.solve_every is None and self.memory_rows is None)
+        as_it_comes = self.decoder_steps and self.solve_every is None and self.memory_rows is None
+        return self.method == "pursuit" or (self.method == "pam" and not as_it_comes)
 
     @property
     def seed_of_order(self) -> int:

@@ -34,6 +34,8 @@ def describe(store: Store, site: str, config: TrainConfig, device: torch.device)
     packages = ("torch", "transformer-lens", "transformers", "zarr", "numpy")
     return {
         "settings": asdict(config),
+        "pursuit": config.pull,
+        "jitter": config.noise,
         "memory": memory_budget(config, device),
         "store": str(store.path.resolve()),
         "store_fingerprint": store.fingerprint,

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def _alternates(o: TrainOptions) -> bool:
-    return o.method == "pam" and (o.decoder_steps is False or o.solve_every is not None or o.memory_rows is not None)
+    in_pam = o.decoder_steps is False or o.solve_every is not None or o.memory_rows is not None
+    return o.method == "pursuit" or (o.method == "pam" and in_pam)
 
 
 # Options; where they have an effect; and what is said where they have none.
@@ -24,7 +25,8 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[TrainOptions], bool], str], ...] 
     (("l0", "bandwidth"), lambda o: o.activation == "jumprelu", "without --activation jumprelu"),
     (("expansion",), lambda o: o.latents is None, "beside --latents"),
     (("mu_enc", "nu_enc"), lambda o: o.encoder_steps > 1, "without several --encoder-steps on a batch"),
-    (("decoder_steps", "solve_every", "memory_rows"), lambda o: o.method == "pam", "without --method pam"),
+    (("decoder_steps",), lambda o: o.method == "pam", "without --method pam"),
+    (("solve_every", "memory_rows"), lambda o: o.method != "adam", "with --method adam"),
     (("pursuit",), lambda o: o.activation == "topk", "without --activation topk"),
     (
         ("alpha", "beta", "mu_dec", "nu_dec", "ridge", "memory"),

@@ -138,7 +138,7 @@ class GradientSteps:
             pursuit = self._pursuit(x, codes, pre) if c.pull and isinstance(codes, SparseCodes) else None
             done = sparse_pass(
                 x, codes, w.W_dec, w.b_dec, self.decoder, through, rows, moment=self.moment, pursuit=pursuit, pull=c.pull,
-                share=DECODER_SHARE * self.rate / c.lr,
+                share=1.0 if c.method == "pursuit" else DECODER_SHARE * self.rate / c.lr,
             )  # fmt: skip
         w.group.sum_(done.squared_error)
         loss = done.squared_error / numel + penalty

@@ -181,7 +181,7 @@ def _warning(n: int, d: int, ridge: float | None, decoder: Decoder) -> str | Non
         came = "none validated better than the present decoder, which stays" if ridge is None else f"it is {ridge:g} here"
         told.append(
             f"{n:,} training rows for {d:,} latents: with fewer than {FEW_ROWS} rows a latent the ridge decides the decoder's quality "
-            f"({came}); harvest more rows or use fewer latents."
+            f"({came}); harvest more rows, use fewer latents, or train for many epochs (see --jitter)."
         )
     if decoder.residual is not None and decoder.residual > EXACT[0]:
         told.append(

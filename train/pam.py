@@ -23,7 +23,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..sae import SparseCodes
+from ..sae import ByLatent, Codes, SparseCodes
 from .budget import solves_by_cg, window_rows
 from .config import TrainConfig
 from .conjugate import solve_by_cg
@@ -49,7 +49,7 @@ class PAM:
         by_cg = solves_by_cg(config, device)
         alternates = config.alternates
         # With one small step a batch, and a decoder that follows by itself, the codes of the step's own forward pass will do.
-        self.fresh_enough = config.decoder_steps and config.encoder_steps == 1
+        self.fresh_enough = config.method == "pam" and config.decoder_steps and config.encoder_steps == 1
         self.gradient = GradientSteps(
             self.weights, config, config.decoder_steps, moment=alternates and self.fresh_enough and not by_cg
         )
@@ -66,15 +66,12 @@ class PAM:
         rows = len(x) if rows is None else rows
         figures = self.gradient.step(x, lr, rows)  # (a)
         self.batches += 1
-        if self.statistics is None:
+        if self.statistics is None or not self.remembers:
             return figures
         with torch.no_grad():  # (b)
             if figures.revived is not None:
                 self.statistics.forget(figures.revived)
-            if self.fresh_enough:
-                codes, pattern, cross = figures.codes, figures.pattern, figures.cross
-            else:
-                codes, pattern, cross = self.weights.encode(x, rows), None, None
+            codes, pattern, cross = self.codes_for_statistics(x, rows, figures)
             if isinstance(self.statistics, Window):
                 assert isinstance(codes, SparseCodes)
                 self.statistics.add(x, codes)
@@ -82,9 +79,25 @@ class PAM:
                 self.statistics.decay(max(0.0, 1 - rows / self.memory_rows))
                 self.statistics.add(x, codes, pattern, cross)
             # From a loss that is no number there is nothing to solve; the loop will tell.
-            if self.batches % self.solve_every == 0 and math.isfinite(figures.loss):
+            if self.solves and math.isfinite(figures.loss):
                 self.renew_decoder()
         return figures
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the batch in hand, the `batches`-th, enters the statistics."""
+        return True
+
+    @property
+    def solves(self) -> bool:
+        """Whether the decoder is solved for after it."""
+        return self.batches % self.solve_every == 0
+
+    def codes_for_statistics(self, x: Tensor, rows: int, figures: StepFigures) -> tuple[Codes, ByLatent | None, Tensor | None]:
+        """The batch's codes, and their pattern by latent and Zᵀx where these are there already."""
+        if self.fresh_enough:
+            return figures.codes, figures.pattern, figures.cross
+        return self.weights.encode(x, rows), None, None
 
     def renew_decoder(self) -> None:
         """Solve, and go on with that decoder on every rank."""

@@ -44,6 +44,7 @@ class TrainOptions:
     ridge: float | None
     decoder_steps: bool | None
     pursuit: float | None
+    jitter: float | None
     solve_every: int | None
     memory_rows: int | None
     last_solve: bool | None

@@ -27,6 +27,8 @@ from .budget import check_machine, codes_bytes, enough_memory, gram_bytes, memor
 from .checkpoint import CHECKPOINT, Position, read_checkpoint
 from .config import TrainConfig
 from .decoder import Penalties
+from .dictionary import METHOD as PURSUIT_CODES
+from .dictionary import DictionaryLearning, pursued
 from .directory import METRICS, RUN, SUMMARY, check_is_run, describe, is_begun, remove_run, resumed, write_json
 from .encoder import Weights
 from .group import Group
@@ -37,7 +39,7 @@ from .loop import Progress
 from .pam import PAM
 from .rows import Rows, raw_rows
 from .state import State, part
-from .training import Checkpoints, Tell, Training
+from .training import Checkpoints, Tell, Training, held_out_rows
 from .window import Window
 
 
@@ -174,7 +176,7 @@ class Run:
                 sae, solved = found
                 seconds["last_solve"] = time.monotonic() - started
                 figures = self._evaluate(sae)
-            validation = self._validation(sae)
+            validation, pursuit = self._validation(sae), self._by_pursuit(sae)
         summary = {
             **figures,
             "encoder": "native",
@@ -187,6 +189,7 @@ class Run:
             "validation": validation,
             "last_solve": asdict(solved) if solved else None,
             "before_last_solve": before,
+            **({"pursuit": pursuit} if pursuit else {}),
         }
         result = TrainResult(self.save(sae), self.out, summary)
         write_json(self.out / SUMMARY, summary)
@@ -231,6 +234,13 @@ class Run:
             return None
         figures = self._evaluate(sae, "validation")
         return {name: figures[name] for name in ("fvu", "l0", "n_rows")}
+
+    def _by_pursuit(self, sae: SAE) -> dict[str, Any] | None:
+        """Figures by the codes that the dictionary was made for, of --method pursuit, on some of the held-out rows."""
+        if self.config.method != "pursuit":
+            return None
+        figures = evaluate_rows(sae, held_out_rows(self.rows), encode=lambda x: pursued(x, sae.W_dec, sae.b_dec, sae.config.k))
+        return {"encoder": PURSUIT_CODES, **{name: figures[name] for name in ("fvu", "l0", "n_rows")}}
 
     def _evaluate(self, sae: SAE, split: Split = "held_out") -> dict[str, float | int]:
         """Figures, in the store's units, of an SAE of normalised rows on all rows of a split."""
@@ -283,7 +293,10 @@ def _start(config: TrainConfig, d_in: int, device: torch.device, group: Group, t
     with enough_memory(config, device, "lower --memory or use fewer --latents."):
         if trained:
             return Weights(d_in, config, device, group)
-        return (PAM if config.method == "pam" else AdamBaseline)(d_in, config, device, group)
+        return METHODS[config.method](d_in, config, device, group)
+
+
+METHODS: dict[str, type[PAM] | type[AdamBaseline]] = {"pam": PAM, "adam": AdamBaseline, "pursuit": DictionaryLearning}
 
 
 def _with_metadata(sae: SAE, store: Store, site: str) -> SAE:

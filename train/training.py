@@ -19,6 +19,7 @@ from .adam import AdamBaseline
 from .checkpoint import CHECKPOINT, Position, state_bytes, unsound, write_checkpoint
 from .config import TrainConfig
 from .gradient import StepFigures
+from .jitter import jittered
 from .loggers import Logger, MetricsFile
 from .pam import PAM
 from .rows import Rows
@@ -99,6 +100,7 @@ class Training:
         self.figures: dict[str, float] = {}
         self._threads = threads_for(len(rows.mean) * config.d_sae, rows.device)
         self._log_every, self._evaluate_every = max(1, config.steps // 200), max(1, int(HELD_OUT_EVERY * config.steps))
+        self._noise, self._noise_seed = config.noise, (config.seed << 31) % 2**62
         self._loss = 0.0
 
     def step(self, x: Tensor, n: int, waited: float = 0.0) -> bool:
@@ -112,6 +114,8 @@ class Training:
         if torch.get_num_threads() != self._threads:  # runs of several sizes take turns
             torch.set_num_threads(self._threads)
         lr, self.method.weights.k = lr_at(position.steps, self.config), k_at(position.steps, self.config)
+        if self._noise:
+            x = jittered(x, self._noise, n, self._noise_seed + position.steps, self.rows.group)
         done = self.method.step(x, lr, n)
         position.steps, position.rows = position.steps + 1, position.rows + n
         position.window_error += done.squared_error
