@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..errors import Interrupted
 from ..options import quantity
 
-reproduce = typer.Typer(name="reproduce", no_args_is_help=True, help="The papers' experiments, at a size that runs anywhere.")
+
+class _Recipes(TyperGroup):
+    """Takes `amortisation/known-codes` for `amortisation known-codes`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        return super().resolve_command(ctx, [*args[0].split("/", 1), *args[1:]])
+
+
+reproduce = typer.Typer(
+    name="reproduce", cls=_Recipes, no_args_is_help=True, help="The papers' experiments, at a size that runs anywhere."
+)
 
 ROWS = 60_000  # of the embedded model's, where no store is given
 
@@ -61,3 +72,55 @@ def topk_peak(
         print(json.dumps(result))
     else:
         print(f"{table(result)}\n\nPlot: {out / NAME}.svg. Every figure: {out / NAME}.json.")
+
+
+@reproduce.command()
+def amortisation(
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            help="known-codes, known-dictionary, unknown, scaling, l1, topk, mlp-width or bias, as in the paper; or theorem, ours.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for cells.jsonl (what it holds is not trained again), EXPERIMENT.json and EXPERIMENT*.svg."),
+    ] = Path("amortisation"),
+    seeds: Annotated[str, typer.Option(help="Of the weights, with commas.")] = "0,1,2,3,4",
+    data: Annotated[
+        str,
+        typer.Option(
+            help="paper: the authors' own data sets. fresh: for each seed one of its own, from the same distribution."
+        ),
+    ] = "paper",
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="A fifth of the steps where the paper takes 50k or more (l1, topk: a tenth), and of scaling K=3 alone.",
+        ),
+    ] = False,
+    flops: Annotated[str, typer.Option(help="counted, or paper: by the authors' formulas.")] = "counted",
+    steps: Annotated[
+        int | None, typer.Option(parser=quantity, help="At most so many, of training and inference. \\[default: the paper's]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+) -> None:
+    """SAE, MLP, sparse coding and inference-time optimisation on synthetic codes, beside the published figures (arXiv 2411.13117)."""
+    from ..bench.commands import numbers
+    from ..progress import Bar
+    from .amortisation.recipe import Amortisation, run
+    from .amortisation.tables import table
+
+    settings: dict[str, Any] = {"data": data, "quick": quick, "flops": flops, "steps": steps}
+    config = Amortisation(experiment, numbers(seeds, int, "--seeds"), **settings)
+    try:
+        with Bar(experiment, None, unit="cells") as bar:
+            result = run(config, out, lambda done, total, arm: bar.update(done, arm, total=total))
+    except KeyboardInterrupt:
+        raise Interrupted(f"Interrupted; {out} keeps the arms that are done. The same command goes on.") from None
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print(f"{table(result)}\n\nPlots: {out / experiment}*.svg. Every figure: {out / experiment}.json.")
