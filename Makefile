@@ -10,8 +10,9 @@ SOURCES := *.py bench evaluate geometry harvest infer models papers report sae s
 demo: $(VENV)/.installed  ## the main job on the embedded model, offline once installed
 	$(BIN)/splinterp demo
 
+# Two processes, a file's tests in one of them: most tests are too small for a second thread to help.
 test: $(VENV)/.installed-dev  ## the tests; offline once installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/.installed-dev  ## lint, format, types
 	$(BIN)/ruff check $(SOURCES)

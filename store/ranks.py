@@ -27,7 +27,7 @@ from .opening import open_store
 from .places import Location, RemotePath, on_disk, place
 from .plan import RESERVED, Plan, make_plan
 from .pool import row_norms
-from .publish import publish_beginning, publish_complete
+from .publish import publish_beginning, publish_complete, remove_remains
 from .reader import Store
 from .writer import Writer
 
@@ -131,6 +131,7 @@ def join(path: Location) -> Store | None:
             if not all(_complete(_part(root, rank)) for rank in range(world)):
                 return None
             _join(contents, [load(_part(root, rank)) for rank in range(world)])
+        remove_remains(root)  # one that was killed right after its last word may have left them
         shutil.rmtree(root / RANKS, ignore_errors=True)
         lock.release(remove=True)
         return open_store(root)

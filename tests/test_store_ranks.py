@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from splinterp import store
 from splinterp.errors import StoreError
+from splinterp.store.layout import LOG, POOL
 
 SITES = {"a": 3, "b": 2}
 OPTIONS = {"sites": SITES, "columns": ("i",), "dtype": "float32", "chunk_rows": 64, "memory": 2 * 64 * 50 * 2}
@@ -129,6 +130,17 @@ def test_killed_ranks_and_joins_give_the_same_store(tmp_path):
             kills += 1
         store.join(path)
         assert contents(path) == expected
+
+
+def test_a_join_clears_up_after_one_that_was_killed_right_after_its_last_word(tmp_path):
+    for rank, n in enumerate([150, 64]):
+        write(tmp_path / "s", rank, 2, n)
+    path = store.join(tmp_path / "s").path
+    expected = contents(path)
+    for name in (LOG, POOL):
+        (path / name).write_bytes(b"left")
+    store.join(path)
+    assert contents(path) == expected
 
 
 def test_what_ranks_are_told(tmp_path):
