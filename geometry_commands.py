@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from .errors import SplinterpError
 from .options import DeviceOption, ForceOption, JsonOption, SiteOption, StoreOption, quantity
-from .quantities import parse_bytes
-from .sae_commands import number, site_of, split_of
+from .quantities import json_safe, parse_bytes
+from .sae_commands import open_both, site_of, split_of
 
 out_console = Console()
 
@@ -27,23 +27,19 @@ def geometry(
     as_json: JsonOption = False,
 ) -> None:
     """An SAE's regions: a power diagram, verified row by row; the maps on them, how many are visited, how far their borders are."""
-    from . import store as stores
-    from .devices import choose_device, suitable_threads
+    from .devices import suitable_threads
     from .geometry import survey
     from .progress import Bar
-    from .sae import load_sae
-    from .train import check_width, raw_rows
 
-    named, on = split_of(split), choose_device(device)
-    loaded, opened = load_sae(sae, on), stores.open(store)
-    chosen = opened.site(site or site_of(loaded, opened))
-    check_width(loaded.config.d_in, str(sae), opened, chosen.name)
-    if not (there := opened.split_rows(named)):
-        raise SplinterpError(f"{store} has no rows in its split {named}, with {opened.rows:,} in all; name another --split.")
-    with Bar("geometry", min(rows, there)) as bar, suitable_threads(loaded.W_enc.numel(), on):
-        found = {**survey(loaded, raw_rows(opened, chosen.name, on, named), rows, bar.update), "split": named}
+    named, opened = split_of(split), open_both(sae, store, site, device)
+    if not (there := opened.store.split_rows(named)):
+        raise SplinterpError(
+            f"{store} has no rows in its split {named}, with {opened.store.rows:,} in all; name another --split."
+        )
+    with Bar("geometry", min(rows, there)) as bar, suitable_threads(opened.sae.W_enc.numel(), opened.device):
+        found = {**survey(opened.sae, opened.rows(named), rows, bar.update), "split": named}
     if as_json:
-        print(json.dumps({key: number(value) for key, value in found.items()}, allow_nan=False))
+        print(json.dumps(json_safe(found), allow_nan=False))
         return
     from .report.geometry import print_geometry
 
@@ -105,11 +101,4 @@ def spectrum(
         )
     if out is not None:
         out.write_text(draw_spectrum(result) + "\n", encoding="utf-8")
-    print(json.dumps(_numbers(result), allow_nan=False)) if as_json else print_spectrum(out_console, result)
-
-
-def _numbers(value: Any) -> Any:
-    """As `number`, of everything in dictionaries and lists."""
-    if isinstance(value, dict):
-        return {key: _numbers(one) for key, one in value.items()}
-    return [_numbers(one) for one in value] if isinstance(value, list) else number(value)
+    print(json.dumps(json_safe(result), allow_nan=False)) if as_json else print_spectrum(out_console, result)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from typing import Any
 
 from .errors import SplinterpError
 
@@ -75,3 +77,12 @@ def format_seconds(s: float) -> str:
     if s < 5400:
         return f"{s / 60:.0f} min"
     return f"{int(s // 3600)} h {int(s % 3600 // 60):02d} min"
+
+
+def json_safe(value: Any) -> Any:
+    """The same with null for NaN and infinity, which JSON has not, in dictionaries and lists too."""
+    if isinstance(value, dict):
+        return {key: json_safe(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [json_safe(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

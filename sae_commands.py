@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from .options import (
     StoreOption,
     quantity,
 )
+from .quantities import json_safe
 
 if TYPE_CHECKING:
     import torch
@@ -138,7 +138,7 @@ def evaluate(
         bridge, batches = evaluation_batches(model, text, tokens, **as_harvested, revision=revision, device=device)
         figures |= cross_entropies(bridge, opened.site.name, opened.sae, opened.site.mean, batches, by.encode)._asdict()
     if as_json:
-        print(json.dumps({key: number(value) for key, value in figures.items()}, allow_nan=False))
+        print(json.dumps(json_safe(figures), allow_nan=False))
         return
     from .report.tables import print_figures
 
@@ -319,11 +319,6 @@ def _first(batches: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
         left -= len(x)
         if left <= 0:
             return
-
-
-def number(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def site_of(sae: SAE, store: Store) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from ..quantities import format_count
+from ..quantities import format_count, json_safe
 from .plots import Axis, Series, plot
 from .tables import print_whole
 
@@ -26,10 +25,10 @@ def as_json(gap: Gap) -> dict[str, Any]:
     return {
         "k": gap.k,
         "budgets": gap.budgets,
-        "points": [{name: _finite(value) for name, value in asdict(point).items()} for point in gap.points],
+        "points": [{name: json_safe(value) for name, value in asdict(point).items()} for point in gap.points],
         "headline": {
-            "native_fvu": _finite(native.fvu), "native_l0": native.l0, "omp_fvu": _finite(omp.fvu) if omp else None,
-            "omp_of_native": _finite(omp.of_native) if omp else None, "omp_l0_for_native_fvu": gap.omp_needs, "told": headline(gap),
+            "native_fvu": json_safe(native.fvu), "native_l0": native.l0, "omp_fvu": json_safe(omp.fvu) if omp else None,
+            "omp_of_native": json_safe(omp.of_native) if omp else None, "omp_l0_for_native_fvu": gap.omp_needs, "told": headline(gap),
         },
         "notes": gap.notes,
     }  # fmt: skip
@@ -75,11 +74,6 @@ def cells(point: Point) -> list[str]:
         point.encoder, budget, f"{point.l0:.1f}", f"{point.fvu:.4f}", f"{point.of_native:.3f}",
         f"{'≤ ' if point.at_most else ''}{format_count(point.flops)}", format_count(point.rows_per_second), f"{point.n_rows:,}",
     ]  # fmt: skip
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def gap_plot(gap: Gap) -> str:

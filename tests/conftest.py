@@ -135,3 +135,21 @@ def jsonl(tmp_path_factory, texts) -> Path:
     path = tmp_path_factory.mktemp("text") / "documents.jsonl"
     path.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts)))
     return path
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run the command line; returns (exit code, stdout, stderr)."""
+
+    from splinterp.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

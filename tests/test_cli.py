@@ -18,22 +18,6 @@ from splinterp.errors import SplinterpError
 from splinterp.quantities import format_bytes, format_count, format_seconds, parse_bytes, parse_quantity
 
 
-@pytest.fixture
-def cli(capsys):
-    """Run the command line; returns (exit code, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main([str(a) for a in arguments])
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory, gpt2_dir, jsonl):
     """A folder with a harvested store and a trained run, made through the command line itself."""

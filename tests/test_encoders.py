@@ -24,19 +24,6 @@ SITE, D_IN, D_SAE, N, K = "hook", 16, 48, 6000, 5
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def cli(capsys):
-    """Run the command line; returns (exit code, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err  # type: ignore[arg-type]
-
-    return run
-
-
 def random_sae(architecture="topk", seed: int = 1, **conventions) -> SAE:
     """A dictionary that the rows below are made of, with an encoder that is only its transpose."""
     generator = torch.Generator().manual_seed(seed)
