@@ -94,6 +94,10 @@ def amortisation(
             help="paper: the authors' own data sets. fresh: for each seed one of its own, from the same distribution."
         ),
     ] = "paper",
+    weights: Annotated[
+        str,
+        typer.Option(help="To begin with. ours: of --seeds. paper: the authors' own; --seeds are their runs, 0,1,2 mostly."),
+    ] = "ours",
     quick: Annotated[
         bool,
         typer.Option(
@@ -113,7 +117,7 @@ def amortisation(
     from .amortisation.recipe import Amortisation, run
     from .amortisation.tables import table
 
-    settings: dict[str, Any] = {"data": data, "quick": quick, "flops": flops, "steps": steps}
+    settings: dict[str, Any] = {"data": data, "weights": weights, "quick": quick, "flops": flops, "steps": steps}
     config = Amortisation(experiment, numbers(seeds, int, "--seeds"), **settings)
     try:
         with Bar(experiment, None, unit="cells") as bar:

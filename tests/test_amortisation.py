@@ -18,8 +18,9 @@ from splinterp.papers.amortisation import cell, flops, inference, recipe, theore
 from splinterp.papers.amortisation.arms import EXPERIMENTS, Arm
 from splinterp.papers.amortisation.data import Size, generate
 from splinterp.papers.amortisation.encoders import Encoder, FreeCodes, top_k
+from splinterp.papers.amortisation.first import authors_weights, our_dictionary, our_layers
 from splinterp.papers.amortisation.flops import Shape
-from splinterp.papers.amortisation.losses import Cosine, Reconstruction, random_dictionary
+from splinterp.papers.amortisation.losses import Cosine, Reconstruction
 from splinterp.papers.amortisation.mcc import mcc, paired
 from splinterp.papers.amortisation.recipe import NAMES, Amortisation, run
 from splinterp.papers.amortisation.tables import table
@@ -79,7 +80,7 @@ def test_mcc_of_the_same_latents_is_one_whatever_order_and_scale():
 def codes_of(kind, data, k=None, biases=True):
     if kind == "free":
         return FreeCodes(random(*data.codes.shape) - 1)
-    return Encoder(data.rows, kind, biases, [0, 1], k)
+    return Encoder(data.rows, our_layers([6, *kind], biases, [0, 1]), k)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_gradients_are_autograds(kind, k, biases, supervised):
     source = codes_of(kind, data, k, biases)
     bias = torch.zeros(2, 1, 6) + 0.1
     bias.grad = torch.zeros_like(bias)
-    loss = Cosine(data.codes) if supervised else Reconstruction(data.rows, random_dictionary(12, 6, [0, 1]), 0.3, True, bias)
+    loss = Cosine(data.codes) if supervised else Reconstruction(data.rows, our_dictionary(SMALL, [0, 1]), 0.3, True, bias)
     source.backward(loss.backward(source.forward()))
     traced = [p.detach().double().requires_grad_() for p in (*source.parameters, *loss.parameters)]
     x = data.rows.double()
@@ -114,6 +115,44 @@ def test_gradients_are_autograds(kind, k, biases, supervised):
     for ours, theirs in zip((*source.parameters, *loss.parameters), traced, strict=True):
         assert torch.allclose(ours.grad.double(), theirs.grad, atol=1e-6)
         assert theirs.grad.abs().max() > 1e-4
+
+
+def authors_modules(seed, widths, biases, decoder_bias):
+    """As in their published code, in its order."""
+    torch.manual_seed(seed + 42)
+    layers = [torch.nn.Linear(a, b, bias=biases) for a, b in itertools.pairwise(widths)]
+    if layers:
+        torch.nn.Linear(12, 6, bias=decoder_bias)
+    dictionary = torch.randn(6, 12)
+    return layers, dictionary / torch.linalg.norm(dictionary, dim=0, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("widths", "biases", "decoder_bias"), [([6, 12], False, True), ([6, 7, 12], True, False), ([], False, True)]
+)
+def test_the_authors_weights_are_those_that_their_code_draws(widths, biases, decoder_bias):
+    state = torch.random.get_rng_state()
+    ours, dictionary = authors_weights(widths, SMALL, biases, decoder_bias, [3, 20240926])
+    assert torch.equal(torch.random.get_rng_state(), state)  # nobody else's numbers change
+    for g, seed in enumerate([3, 20240926]):
+        layers, theirs = authors_modules(seed, widths, biases, decoder_bias)
+        torch.testing.assert_close(dictionary[g].T, theirs)
+        assert len(ours) == len(layers)
+        for (weight, bias), layer in zip(ours, layers, strict=True):
+            assert torch.equal(weight[g].T, layer.weight)
+            assert (bias is None) if layer.bias is None else torch.equal(bias[g, 0], layer.bias)
+
+
+def test_the_authors_runs_are_other_cells_than_ours(tmp_path):
+    ours = run(Amortisation("bias", (0, 1), steps=3), tmp_path)
+    theirs = run(Amortisation("bias", (0, 1), weights="paper", steps=3), tmp_path)
+    assert [arm["figures"]["codes"]["values"] for arm in ours["arms"]] != [
+        arm["figures"]["codes"]["values"] for arm in theirs["arms"]
+    ]
+    lines = (tmp_path / "cells.jsonl").read_text().splitlines()
+    assert len(lines) == 2 * 2 * len(ours["arms"])
+    assert {json.loads(line)["seed"] for line in lines if "weights" in json.loads(line)} == {20240926, 20240927}
+    assert "the authors' data and first weights" in table(theirs)
 
 
 @pytest.mark.parametrize("kind", ["sae", "mlp", "sparse coding", "ito"])
@@ -141,7 +180,7 @@ def test_codes_are_recovered_where_they_can_be():
     data = generate(Size(n=8, m=8, k=2, rows=200), [0])
     codes = inference.optimise(data.test_rows, data.dictionary, 1e-3, 1500, 2e-2)
     assert mcc(data.test_codes[0], codes[0]) > 0.97
-    encoder = Encoder(data.rows, [8], True, [0])
+    encoder = Encoder(data.rows, our_layers([8, 8], True, [0]))
     train(encoder, Cosine(data.codes), 1500, 1e-2)
     assert paired(data.test_codes[0], encoder.encode(data.test_rows)[0]) > 0.97
 

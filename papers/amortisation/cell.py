@@ -13,7 +13,8 @@ from . import inference
 from .arms import TEST_RATE, TEST_STEPS, UNTRAINED, Arm
 from .data import Data, generate
 from .encoders import Encoder, FreeCodes, parameter, top_k
-from .losses import Cosine, Loss, Reconstruction, random_dictionary
+from .first import authors_weights, our_dictionary, our_layers
+from .losses import Cosine, Loss, Reconstruction
 from .mcc import mcc, paired
 from .training import marks, train
 
@@ -21,7 +22,9 @@ FIRED = 1e-4  # a code above this counts in L0, as in the authors' code: an expo
 PAPERS_K = 3  # of top-k codes on a dictionary from sparse coding
 
 
-def trained(arm: Arm, seeds: Sequence[int], data_seeds: Sequence[int], test_steps: int = TEST_STEPS) -> list[dict[str, Any]]:
+def trained(
+    arm: Arm, seeds: Sequence[int], data_seeds: Sequence[int], test_steps: int = TEST_STEPS, authors: bool = False
+) -> list[dict[str, Any]]:
     """The figures of each seed: `codes` (MCC on test rows) and, where it was learnt, `dictionary`; `mse` and `l0` on test rows; those
     that the arm has `also`; `curve`, pairs of step and MCC; `seconds`, this seed's share.
 
@@ -29,7 +32,7 @@ def trained(arm: Arm, seeds: Sequence[int], data_seeds: Sequence[int], test_step
         seeds: of weights and dictionary. data_seeds: of the data, one for each seed. test_steps: of codes optimised on test rows.
     """
     begun, data = time.process_time(), generate(arm.size, data_seeds)
-    found = _inferred(arm, data) if arm.kind in UNTRAINED else _learnt(arm, data, seeds, test_steps)
+    found = _inferred(arm, data) if arm.kind in UNTRAINED else _learnt(arm, data, seeds, test_steps, authors)
     for figures in found:
         figures["seconds"] = (time.process_time() - begun) / len(seeds)
     return found
@@ -47,17 +50,24 @@ def _inferred(arm: Arm, data: Data) -> list[dict[str, Any]]:
     return _figures(arm, data, codes, Reconstruction(*given, arm.l1, learn=False), curve)
 
 
-def _learnt(arm: Arm, data: Data, seeds: Sequence[int], test_steps: int) -> list[dict[str, Any]]:
-    loss = _loss(arm, data, seeds)
+def _learnt(arm: Arm, data: Data, seeds: Sequence[int], test_steps: int, authors: bool) -> list[dict[str, Any]]:
+    sizes = [arm.size.m, *([arm.hidden] if arm.hidden else []), arm.size.n]
+    if authors:
+        layers, dictionary = authors_weights(
+            [] if arm.kind == "sparse coding" else sizes, arm.size, arm.bias, arm.decoder_bias, seeds
+        )
+    else:
+        layers, dictionary = our_layers(sizes, arm.bias, seeds), our_dictionary(arm.size, seeds)
+    loss = _loss(arm, data, dictionary)
     if arm.kind == "sparse coding":
         source: Encoder | FreeCodes = FreeCodes.cold(data.codes.shape)
     else:
-        source = Encoder(data.rows, [arm.hidden, arm.size.n] if arm.hidden else [arm.size.n], arm.bias, seeds, arm.k)
-    dictionary, bias = (loss.dictionary, loss.bias) if isinstance(loss, Reconstruction) else (None, None)
+        source = Encoder(data.rows, layers, arm.k)
+    learnt, bias = (loss.dictionary, loss.bias) if isinstance(loss, Reconstruction) else (None, None)
 
     def optimised() -> Tensor:
-        assert dictionary is not None
-        return inference.optimise(data.test_rows, dictionary, arm.l1, test_steps, TEST_RATE, bias)
+        assert learnt is not None
+        return inference.optimise(data.test_rows, learnt, arm.l1, test_steps, TEST_RATE, bias)
 
     def codes_of_test(_: Tensor) -> Tensor:
         if isinstance(loss, Reconstruction) and loss.learn:
@@ -67,20 +77,20 @@ def _learnt(arm: Arm, data: Data, seeds: Sequence[int], test_steps: int) -> list
     curve = _Curve(arm, data, codes_of_test)
     train(source, loss, arm.steps, arm.rate, marks(arm.steps, arm.marks), curve.add)
     codes = curve.last
-    reconstruction = None if dictionary is None else Reconstruction(data.test_rows, dictionary, arm.l1, learn=False, bias=bias)
+    reconstruction = None if learnt is None else Reconstruction(data.test_rows, learnt, arm.l1, learn=False, bias=bias)
     found = _figures(arm, data, codes, reconstruction, curve)
-    if dictionary is None:
+    if learnt is None:
         return found
     if arm.goal == "neither":
         for g, figures in enumerate(found):
-            figures["dictionary"] = mcc(data.dictionary[g].T, dictionary[g].T)
+            figures["dictionary"] = mcc(data.dictionary[g].T, learnt[g].T)
     solvers: dict[str, Callable[[], Tensor]] = {
         "ito": optimised,
         "warm-ito": lambda: inference.solved(
-            "ito", data.test_rows, dictionary, codes, l1=arm.l1, steps=max(1, test_steps // inference.WARM)
+            "ito", data.test_rows, learnt, codes, l1=arm.l1, steps=max(1, test_steps // inference.WARM)
         ),
         "top-k": lambda: top_k(codes, PAPERS_K),
-        "omp": lambda: inference.solved("omp", data.test_rows, dictionary, k=PAPERS_K),
+        "omp": lambda: inference.solved("omp", data.test_rows, learnt, k=PAPERS_K),
     }
     for name in arm.also:
         other = solvers[name]()
@@ -89,13 +99,12 @@ def _learnt(arm: Arm, data: Data, seeds: Sequence[int], test_steps: int) -> list
     return found
 
 
-def _loss(arm: Arm, data: Data, seeds: Sequence[int]) -> Loss:
+def _loss(arm: Arm, data: Data, first: Tensor) -> Loss:
     if arm.goal == "codes":
         return Cosine(data.codes)
     learn = arm.goal == "neither"
-    dictionary = random_dictionary(arm.size.n, arm.size.m, seeds) if learn else data.dictionary
-    bias = parameter(torch.zeros(len(seeds), 1, arm.size.m)) if arm.decoder_bias else None
-    return Reconstruction(data.rows, dictionary, arm.l1, learn, bias)
+    bias = parameter(torch.zeros(len(first), 1, arm.size.m)) if arm.decoder_bias else None
+    return Reconstruction(data.rows, first if learn else data.dictionary, arm.l1, learn, bias)
 
 
 def _figures(arm: Arm, data: Data, codes: Tensor, loss: Reconstruction | None, curve: _Curve) -> list[dict[str, Any]]:

@@ -51,23 +51,16 @@ class Encoder:
     """Linear maps, each with a ReLU behind it: one is an SAE's encoder, two are an MLP's. With `k` only the k largest codes stay.
 
     Args:
-        rows: [G, R, M]. widths: of each layer's output, the last N. biases: whether the layers have them. seeds: G, of the weights, which
-            are uniform within ±1/√inputs, as torch's own linear layers begin.
+        rows: [G, R, M]. layers: to begin with, of each its weight [G, inputs, outputs] and its bias [G, 1, outputs]; all have one, or none has.
+            The last has N outputs.
     """
 
-    def __init__(self, rows: Tensor, widths: Sequence[int], biases: bool, seeds: Sequence[int], k: int | None = None) -> None:
+    def __init__(self, rows: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], k: int | None = None) -> None:
         self.rows, self.k = rows, k
-        self.weights: list[Tensor] = []
-        self.biases: list[Tensor] = []
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        for inputs, outputs in zip([rows.shape[2], *widths], widths, strict=False):
-            bound = inputs**-0.5
-            drawn = [(torch.rand(inputs + 1, outputs, generator=g) * 2 - 1) * bound for g in generators]
-            self.weights.append(parameter(torch.stack([d[:-1] for d in drawn])))
-            if biases:
-                self.biases.append(parameter(torch.stack([d[-1:] for d in drawn])))
+        self.weights = [parameter(weight) for weight, _ in layers]
+        self.biases = [parameter(bias) for _, bias in layers if bias is not None]
         self.parameters = [*self.weights, *self.biases]
-        shapes = [(*rows.shape[:2], width) for width in widths]
+        shapes = [(*rows.shape[:2], weight.shape[2]) for weight in self.weights]
         self._outputs = [torch.empty(shape) for shape in shapes]
         self._gradients = [torch.empty(shape) for shape in shapes[:-1]]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -89,9 +88,3 @@ class Cosine:
     def value(self, codes: Tensor) -> Tensor:
         norms = codes.norm(dim=1).clamp(min=self.EPSILON)
         return -((codes * self.true).sum(1) / norms).mean(1)
-
-
-def random_dictionary(n: int, m: int, seeds: Sequence[int]) -> Tensor:
-    """[G, n, m]: Gaussian atoms of norm 1, one dictionary for each of the G seeds."""
-    drawn = [torch.randn(n, m, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.nn.functional.normalize(torch.stack(drawn), dim=2)

@@ -35,13 +35,15 @@ class Amortisation:
 
     Attributes:
         experiment: one of `NAMES`. seeds: of weights. data: the authors' data set, the same for every seed where theirs was, or for each seed a
-            fresh one of its own. quick: a fifth of the steps where the paper takes 50,000 or 100,000 (l1 and topk: a tenth), and of the scaling K = 3 alone.
+            fresh one of its own. weights: to begin with, drawn from `seeds`; or the authors' own, `seeds` then being the numbers of their runs, from
+            0. quick: a fifth of the steps where the paper takes 50,000 or 100,000 (l1 and topk: a tenth), and of the scaling K = 3 alone.
         flops: counted, or by the authors' formulas. steps: at most so many, of training and on test rows. None: as many as there are.
     """
 
     experiment: str
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     data: Literal["paper", "fresh"] = "paper"
+    weights: Literal["ours", "paper"] = "ours"
     quick: bool = False
     flops: Literal["counted", "paper"] = "counted"
     steps: int | None = None
@@ -53,7 +55,11 @@ class Amortisation:
             raise SplinterpError(
                 f"--seeds must be different numbers from 0 on, not {', '.join(map(str, self.seeds)) or 'none'}."
             )
-        for name, value, choices in (("data", self.data, ("paper", "fresh")), ("flops", self.flops, ("counted", "paper"))):
+        for name, value, choices in (
+            ("data", self.data, ("paper", "fresh")),
+            ("weights", self.weights, ("ours", "paper")),
+            ("flops", self.flops, ("counted", "paper")),
+        ):
             if value not in choices:
                 raise SplinterpError(f"--{name} is {' or '.join(choices)}, not {value}.")
         if self.steps is not None and self.steps < 1:
@@ -62,9 +68,8 @@ class Amortisation:
         if self.quick and (self.experiment == theorem.NAME or self.arms() == replace(self, quick=False).arms()):
             idle.append("--quick")
         if self.experiment == theorem.NAME:
-            idle += [
-                f"--{name}" for name, given in (("data", self.data != "paper"), ("flops", self.flops != "counted")) if given
-            ]
+            ours = {"data": "paper", "weights": "ours", "flops": "counted"}
+            idle += [f"--{name}" for name, value in ours.items() if getattr(self, name) != value]
         if idle:
             raise SplinterpError(f"Of no effect on {self.experiment}: {', '.join(idle)}; leave that out.")
 
@@ -76,6 +81,10 @@ class Amortisation:
     def data_seed(self, arm: Arm, seed: int) -> int:
         """Of the data that this arm and seed are trained on."""
         return seed if self.data == "fresh" else arm.data_seed + (seed if arm.own_data else 0)
+
+    def weights_seed(self, arm: Arm, seed: int) -> int:
+        """Of the weights that this arm and seed begin with."""
+        return arm.data_seed + seed if self.weights == "paper" else seed
 
 
 def run(config: Amortisation, out: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -112,13 +121,15 @@ def _trained(config: Amortisation, out: Path, progress: Progress | None) -> dict
             identities = {
                 seed: {
                     "recipe": "amortisation", **{key: value for key, value in asdict(arm).items() if key not in TOLD_ONLY},
-                    "test_steps": test_steps, "data": config.data_seed(arm, seed), "seed": seed,
+                    "test_steps": test_steps, "data": config.data_seed(arm, seed), "seed": config.weights_seed(arm, seed),
+                    **({"weights": config.weights} if config.weights != "ours" else {}),
                 }
                 for seed in config.seeds
             }  # fmt: skip
             missing = [seed for seed in config.seeds if cells.find(identities[seed]) is None]
             if missing:
-                made = trained(arm, missing, [identities[seed]["data"] for seed in missing], test_steps)
+                data, weights = ([identities[seed][name] for seed in missing] for name in ("data", "seed"))
+                made = trained(arm, weights, data, test_steps, config.weights == "paper")
                 for seed, figures in zip(missing, made, strict=True):
                     cells.add(identities[seed], figures)
             told.append(_summed_up(config, arm, test_steps, [cells.find(identities[seed]) or {} for seed in config.seeds]))

@@ -22,6 +22,7 @@ def table(result: Mapping[str, Any]) -> str:
     if result["experiment"] == theorem.NAME:
         return theorem.table(result)
     data = "the authors' data" if result["data"] == "paper" else "fresh data for each seed"
+    data += " and first weights" if result["weights"] == "paper" else ""
     quick = ", quick" if result["quick"] else ""
     lines = [
         f"{result['experiment']}: MCC on test rows, {len(result['seeds'])} seeds (mean ± sd), {data}{quick}.",

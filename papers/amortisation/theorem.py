@@ -18,6 +18,7 @@ from ...report.plots import Axis, Series, plot
 from . import inference
 from .data import Data, Size, generate
 from .encoders import Encoder
+from .first import our_layers
 from .losses import Cosine
 from .mcc import mcc
 from .training import train
@@ -57,7 +58,7 @@ def run(seeds: Sequence[int], steps: int | None, out: Path, progress: Callable[[
 
 
 def _cells(data: Data, seeds: Sequence[int], steps: int) -> list[dict[str, Any]]:
-    encoder = Encoder(data.rows, [N], biases=False, seeds=seeds)
+    encoder = Encoder(data.rows, our_layers([data.rows.shape[2], N], False, seeds))
     train(encoder, Cosine(data.codes), steps, RATE)
     found = {
         MEANS[0]: encoder.encode(data.test_rows),
