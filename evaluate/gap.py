@@ -20,7 +20,7 @@ from ..infer.flops import flops_per_row
 from ..infer.methods import METHODS
 from ..infer.mlp import mlps_of
 from ..infer.penalty import ito_penalty, penalties_for
-from ..infer.problem import Dictionary, Target
+from ..infer.problem import Dictionary, Effort, Target
 from ..sae import SAE
 from .metrics import evaluate_rows
 
@@ -41,7 +41,8 @@ class Point:
 
     Attributes:
         encoder: its name, with the width of an MLP. settings: what it was told. fvu, l0: on the first `n_rows` rows.
-        of_native: its squared error over the native encoder's on the same rows. flops: a row; where `at_most`, if it took all the steps that it may.
+        of_native: its squared error over the native encoder's on the same rows. flops: a row, on average. steps: of a row, on average; None where
+            it does not iterate. unfinished: the share of rows of which a limit on steps ended before their codes were the best ones.
         rows_per_second: on this machine.
     """
 
@@ -51,7 +52,8 @@ class Point:
     l0: float
     of_native: float
     flops: int
-    at_most: bool
+    steps: float | None
+    unfinished: float
     rows_per_second: float
     n_rows: int
 
@@ -109,6 +111,10 @@ def measure_gap(
             told(done, len(options), name)
         encoder = make_encoder(sae, option, directory, sample)
         points.append(_point(sae, encoder, native, x[: _rows(name, len(x))], k))
+        if points[-1].unfinished:
+            notes.append(
+                f"{name}, λ={option.l1:.3g}: {points[-1].unfinished:.0%} of the rows had not come to the end when the steps did."
+            )
     fit = _needed(sae, x, mean, points, k, native) if "omp" in names else None
     few = [p for p in points if p.n_rows < len(x)]
     if few:
@@ -160,6 +166,7 @@ def _rows(name: str, rows: int) -> int:
 
 def _point(sae: SAE, encoder: Encoder, native: _Errors, x: Tensor, k: int) -> Point:
     encoder(x[:_WARM_UP_ROWS])  # what a dictionary costs once does not count
+    encoder.spent.effort = Effort()
     seconds = 0.0
 
     def timed(batch: Tensor) -> Any:
@@ -173,29 +180,35 @@ def _point(sae: SAE, encoder: Encoder, native: _Errors, x: Tensor, k: int) -> Po
 
     figures = evaluate_rows(sae, x.split(BATCH), native.mean, timed)
     fvu, l0 = float(figures["fvu"]), float(figures["l0"])
-    flops, at_most = encoder_flops(sae, encoder, l0)
+    spent, iterates = encoder.spent.effort, encoder.name in METHODS and METHODS[encoder.name].steps > 0
+    steps = spent.steps / len(x) if iterates else None
     hidden = encoder.settings.get("hidden")
     name = f"{MLP} {hidden}" if hidden else encoder.name
     settings = {**encoder.settings, **({"k": k} if encoder.name == "ls" else {})}
-    return Point(name, settings, fvu, l0, _ratio(fvu, native.on(len(x))), flops, at_most, len(x) / max(seconds, 1e-9), len(x))
+    return Point(
+        name, settings, fvu, l0, _ratio(fvu, native.on(len(x))), encoder_flops(sae, encoder, l0, steps), steps, spent.unfinished / len(x),
+        len(x) / max(seconds, 1e-9), len(x),
+    )  # fmt: skip
 
 
 def _ratio(fvu: float, native: float) -> float:
     return fvu / native if native else 1.0 if fvu == native else float("inf")
 
 
-def encoder_flops(sae: SAE, encoder: Encoder, l0: float) -> tuple[int, bool]:
-    """Multiplications and additions of one row with so many latents, and whether that is an upper bound."""
+def encoder_flops(sae: SAE, encoder: Encoder, l0: float, steps: float | None) -> int:
+    """Multiplications and additions of one row with so many latents, after so many steps where the encoder iterates."""
     d_in, d_sae = sae.config.d_in, sae.config.d_sae
     native = 2 * d_in * d_sae
     if encoder.name == NATIVE:
-        return native, False
+        return native
     told = encoder.settings
     if encoder.name == MLP:
-        return 2 * told["hidden"] * (d_in + d_sae), False
-    target = Target(**{name: told[name] for name in ("k", "l1", "residual", "steps") if name in told})
-    own = flops_per_row(encoder.name, d_sae, d_in, target, support=max(1, round(l0)))
-    return own + (native if told.get("start") == "encoder" else 0), METHODS[encoder.name].steps > 0
+        return 2 * told["hidden"] * (d_in + d_sae)
+    target = Target(**{name: told[name] for name in ("k", "l1", "residual") if name in told})
+    own = flops_per_row(
+        encoder.name, d_sae, d_in, target, support=max(1, round(l0)), steps=None if steps is None else max(1, round(steps))
+    )
+    return own + (native if told.get("start") == "encoder" else 0)
 
 
 def _needed(sae: SAE, x: Tensor, mean: Tensor, points: Sequence[Point], k: int, native: _Errors) -> int | None:

@@ -14,7 +14,7 @@ from ..sae import SAE, Codes, l0
 from .methods import METHODS, check, infer
 from .mlp import find_mlp
 from .penalty import ito_penalty, penalties_for
-from .problem import Dictionary, Target
+from .problem import Dictionary, Effort, Target
 
 NATIVE, MLP = "native", "mlp"
 NAMES = (NATIVE, *METHODS, MLP)
@@ -44,19 +44,30 @@ class EncoderOptions:
         return [n for n in ("k", "l1", "residual", "signed", "steps", "start") if getattr(self, n) is not None]
 
 
+class Spent:
+    """The effort of all rows since it was last set to nothing."""
+
+    def __init__(self) -> None:
+        self.effort = Effort()
+
+    def add(self, effort: Effort) -> None:
+        self.effort += effort
+
+
 @dataclass(frozen=True)
 class Encoder:
     """A way from rows [N, d_in] to codes that the SAE's decoder decodes.
 
     Attributes:
         name: one of NAMES. settings: what it was told, and what was chosen for it; of an MLP its width and path. notes: sentences about what
-            was chosen.
+            was chosen. spent: what its rows took so far, where it iterates.
     """
 
     name: str
     encode: Callable[[Tensor], Codes]
     settings: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    spent: Spent = field(default_factory=Spent)
 
     def __call__(self, x: Tensor) -> Codes:
         return self.encode(x)
@@ -122,15 +133,17 @@ def _inferring(sae: SAE, name: str, options: EncoderOptions, sample: Callable[[]
     if k is not None and k > sae.config.d_sae:
         raise SplinterpError(f"k={k} is more than the SAE's {sae.config.d_sae:,} latents; lower --k.")
 
+    spent = Spent()
+
     def encode(x: Tensor) -> Codes:
-        return infer(name, x, dictionary, target, sae.encode(x) if from_encoder else None)
+        return infer(name, x, dictionary, target, sae.encode(x) if from_encoder else None, spent.add)
 
     settings = {n: v for n in ("k", "l1", "residual", "steps") if (v := getattr(target, n)) is not None}
     if "signed" in method.takes:
         settings["signed"] = signed
     if method.start != "none":
         settings["start"] = "encoder" if from_encoder else "none"
-    return Encoder(name, encode, settings, tuple(notes))
+    return Encoder(name, encode, settings, tuple(notes), spent)
 
 
 def _refuse(name: str, given: list[str]) -> None:

@@ -4,7 +4,8 @@
 
 From nothing all sizes begin alike, at ‖y‖/√d_sae. From an encoder's codes p is their logarithm; latents that it left out begin at a small part
 of ‖y‖, since a logarithm has no zero and Adam, whose steps in p do not depend on the gradient's size, brings back those that are needed. Each row
-is given the best codes that it has seen, those of the start included. Codes that exp left at next to nothing are told as zero.
+is given the best codes that it has seen, those of the start included; of these, codes that exp left at next to nothing, which no penalty would
+pay for, are made zero: all without which the loss alone would fall, or as few of them as it takes that it does not rise.
 The problem itself is a lasso, which fista solves to the end (see `Target`): this is the paper's way there.
 """
 
@@ -17,8 +18,8 @@ from .problem import Dictionary
 
 RATE = 0.02
 _BETAS = (0.9, 0.999)
-# In units of ‖y‖: where latents begin that the start left out, and below what sizes are zero.
-FLOOR, NOTHING = 1e-4, 1e-6
+FLOOR = 1e-4  # in units of ‖y‖: where latents begin that the start left out
+_TRIES = 8  # to make codes zero
 
 
 def optimise(
@@ -50,4 +51,23 @@ def optimise(
         v.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
         spread = (v / (1 - _BETAS[1] ** i)).sqrt_().add_(torch.finfo(y.dtype).tiny)
         p.addcdiv_(m, spread, value=-rate / (1 - _BETAS[0] ** i))
-    return torch.where(best > NOTHING * scale, best, 0.0)
+    return _without_the_idle(y, dictionary, l1, best, lowest)
+
+
+def _without_the_idle(y: Tensor, dictionary: Dictionary, l1: float, u: Tensor, lowest: Tensor) -> Tensor:
+    """Of each row's codes those zero that its loss, now `lowest` [N], is lower without one by one; and where it is not without all of them
+    together, the smallest alone."""
+    atoms, (d_sae, d_in) = dictionary.atoms, dictionary.atoms.shape
+    rest = y - u @ atoms
+    change = (2 * rest @ atoms.T + u * atoms.square().sum(1)).mul_(u / d_in).sub_(u, alpha=l1 / d_sae)
+    limit = u.amax(1, keepdim=True)  # of sizes that may go
+    done = torch.zeros_like(lowest, dtype=torch.bool)
+    for _ in range(_TRIES):
+        kept = torch.where((change < 0) & (u <= limit), 0.0, u)
+        loss = (y - kept @ atoms).square().mean(1) + l1 * kept.mean(1)
+        good = (loss <= lowest) & ~done
+        u, done = torch.where(good[:, None], kept, u), done | good
+        if done.all():
+            break
+        limit = limit / 8
+    return u

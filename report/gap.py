@@ -65,14 +65,14 @@ def markdown(gap: Gap) -> str:
 
 
 def cells(point: Point) -> list[str]:
-    """The texts of HEADS. ≤ before what is an upper bound."""
+    """The texts of HEADS."""
     k, l1 = point.settings.get("k"), point.settings.get("l1")
     budget = (
         f"λ={l1:.3g}" if l1 is not None else "the encoder's" if point.encoder == "ls" else f"k={k}" if k is not None else "–"
     )
     return [
         point.encoder, budget, f"{point.l0:.1f}", f"{point.fvu:.4f}", f"{point.of_native:.3f}",
-        f"{'≤ ' if point.at_most else ''}{format_count(point.flops)}", format_count(point.rows_per_second), f"{point.n_rows:,}",
+        format_count(point.flops), format_count(point.rows_per_second), f"{point.n_rows:,}",
     ]  # fmt: skip
 
 

@@ -298,7 +298,18 @@ def test_gap_has_the_figures_of_eval_and_says_what_they_come_to(cli, work, tmp_p
     assert {"sae", "store", "store_fingerprint", "site", "n_rows", "k", "budgets", "points", "headline", "notes"} == set(told)
     assert told["budgets"] == [1, 2, 5, 10]
     points = told["points"]
-    assert {"encoder", "settings", "fvu", "l0", "of_native", "flops", "at_most", "rows_per_second", "n_rows"} == set(points[0])
+    assert {
+        "encoder",
+        "settings",
+        "fvu",
+        "l0",
+        "of_native",
+        "flops",
+        "steps",
+        "unfinished",
+        "rows_per_second",
+        "n_rows",
+    } == set(points[0])
     assert {p["encoder"] for p in points} == {"native", "ls", "mp", "gradient-pursuit", "omp", "fista"}
     assert json.loads((tmp_path / "gap" / "gap.json").read_text()) == told
     assert (tmp_path / "gap" / "gap.svg").read_text().startswith("<svg")
@@ -340,10 +351,33 @@ def test_flops_of_a_mlp_and_of_a_start_are_counted(work):
     made = {
         n: make_encoder(sae, EncoderOptions(name=n, k=4 if n == "omp" else None), Path(), list) for n in ("native", "omp", "ls")
     }
-    assert encoder_flops(sae, made["native"], K) == (native, False)
-    assert encoder_flops(sae, made["omp"], 4.0) == (flops_per_row("omp", D_SAE, D_IN, Target(k=4)), False)
-    assert encoder_flops(sae, made["ls"], 5.0) == (native + flops_per_row("ls", D_SAE, D_IN, Target(), support=5), False)
-    assert encoder_flops(sae, Encoder("mlp", sae.encode, {"hidden": 7}), K) == (2 * 7 * (D_IN + D_SAE), False)
+    assert encoder_flops(sae, made["native"], K, None) == native
+    assert encoder_flops(sae, made["omp"], 4.0, None) == flops_per_row("omp", D_SAE, D_IN, Target(k=4))
+    assert encoder_flops(sae, made["ls"], 5.0, None) == native + flops_per_row("ls", D_SAE, D_IN, Target(), support=5)
+    assert encoder_flops(sae, Encoder("mlp", sae.encode, {"hidden": 7}), K, None) == 2 * 7 * (D_IN + D_SAE)
+    fista = Encoder("fista", sae.encode, {"l1": 0.1})
+    assert encoder_flops(sae, fista, K, 12.4) == flops_per_row("fista", D_SAE, D_IN, Target(l1=0.1), steps=12)
+
+
+def test_gap_counts_the_steps_that_rows_took(work, monkeypatch):
+    from splinterp.evaluate.gap import measure_gap
+    from splinterp.infer import lasso
+
+    x, sae = held_out(work)[:400], load_sae(work / "sae")
+
+    def measured(cap: int) -> Any:
+        monkeypatch.setattr(lasso, "_solve", lambda problem, state, step, steps, *rest: solve(problem, state, step, cap, *rest))
+        return measure_gap(sae, work / "sae", x, x.mean(0), lambda: x, encoders=["fista"], budgets=[3])
+
+    solve = lasso._solve
+    enough, cut = measured(2000), measured(5)
+    (long,), (short,) = ([p for p in gap.points if p.encoder == "fista"] for gap in (enough, cut))
+    assert long.unfinished == 0
+    assert short.steps == 5 < long.steps < 2000
+    assert short.unfinished > 0.5
+    assert short.flops < long.flops
+    assert any("had not come to the end" in note for note in cut.notes)
+    assert not any("had not come to the end" in note for note in enough.notes)
 
 
 @pytest.fixture(scope="module")
