@@ -22,7 +22,7 @@ Box = tuple[float, float, float, float]  # x from, x to, y from, y to
 _SLIVER = 1e-9  # of the box's size: corners closer than that are one
 
 
-class Cells(NamedTuple):
+class PlanarCells(NamedTuple):
     """The cells of a box.
 
     Attributes:
@@ -60,7 +60,7 @@ def lifted(centres: Array, weights: Array) -> Array:
     return np.concatenate([centres, np.sqrt(weights.max() - weights)[:, None]], 1)
 
 
-def planar_cells(directions: Array, offsets: Array, k: int, box: Box, relu: bool = False) -> Cells:
+def planar_cells(directions: Array, offsets: Array, k: int, box: Box, relu: bool = False) -> PlanarCells:
     """All cells of order k in a box, by affine functions of directions [G, 2] and offsets [G].
 
     Raises:
@@ -89,7 +89,7 @@ def planar_cells(directions: Array, offsets: Array, k: int, box: Box, relu: bool
         across[own] = {own - {leaves} | {enters} - {-1} for leaves, enters in (behind[cut] for cut in cuts if cut >= 0)}
         waiting += across[own] - seen
         seen |= across[own]
-    return Cells(found, {own: {one for one in sides if one in found} for own, sides in across.items()}, box)
+    return PlanarCells(found, {own: {one for one in sides if one in found} for own, sides in across.items()}, box)
 
 
 def area(polygon: Array) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..geometry.planar import Active, Array, Cells
+from ..geometry.planar import Active, Array, PlanarCells
 from ..report.plots import COLOURS
 from ..store.files import write_bytes
 
@@ -29,8 +29,8 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1180px; margin: 2em auto; padding: 0 1em; }
 img { max-width: 100%; height: auto; display: block; margin: .6em 0; } figure { margin: 2em 0; } figcaption { color: #444; max-width: 60em; }
 table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
-th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: right; } th:first-child, td:first-child { text-align: left; }
-.verdict { border-left: 4px solid #0072B2; padding: .2em 1em; background: #f4f8fb; }
+th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: right; } td { white-space: nowrap; } th:first-child, td:first-child, .words td:nth-child(2), .words th:nth-child(2) { text-align: left; }
+.verdict { border-left: 4px solid #0072B2; padding: .2em 1em; background: #f4f8fb; } ul.verdict { padding-left: 2em; }
 """
 
 
@@ -66,7 +66,7 @@ def frame(ax: Axes, box: Sequence[float], title: str) -> None:
     ax.set_title(title, fontsize=12, loc="left")
 
 
-def draw_cells(ax: Axes, cells: Cells, colour: Callable[[Active], Any] | None = None, edge: float = 0.9) -> None:
+def draw_cells(ax: Axes, cells: PlanarCells, colour: Callable[[Active], Any] | None = None, edge: float = 0.9) -> None:
     """The cells' polygons, each in a pale colour of its own; without `colour` in few colours, of which neighbours have different ones."""
     from matplotlib.collections import PolyCollection
 
@@ -79,7 +79,7 @@ def draw_cells(ax: Axes, cells: Cells, colour: Callable[[Active], Any] | None = 
     )
 
 
-def outline(ax: Axes, cells: Cells, **style: Any) -> None:
+def outline(ax: Axes, cells: PlanarCells, **style: Any) -> None:
     """The cells' borders alone."""
     from matplotlib.collections import PolyCollection
 
@@ -103,7 +103,7 @@ def mixed(colours: Iterable[Any]) -> tuple[float, float, float]:
     return r, g, b
 
 
-def coloured(cells: Cells) -> dict[Active, int]:
+def coloured(cells: PlanarCells) -> dict[Active, int]:
     """A number for each cell, of FILLS or as few more as it comes, of which neighbours have different ones; those of most neighbours first,
     each takes what is taken least."""
     numbers: dict[Active, int] = {}
@@ -140,11 +140,12 @@ def html_picture(drawn: str, told: str, caption: str) -> str:
     return f'<figure><img src="data:image/svg+xml;base64,{coded}" alt="{escape(told)}"><figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def html_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Every text escaped."""
+def html_table(heads: Sequence[str], rows: Iterable[Sequence[str]], words: bool = False) -> str:
+    """Every text escaped. words: whether the second column has words, too, not figures."""
     lines = ["<tr>" + "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr>"]
     lines += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
+    kind = ' class="words"' if words else ""
+    return f'<div class="wide"><table{kind}>' + "\n".join(lines) + "</table></div>"
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -160,4 +161,4 @@ def mean_sd(values: Sequence[float]) -> dict[str, Any]:
 
 def told(figures: Mapping[str, Any]) -> str:
     """`mean_sd` in words."""
-    return f"{figures['mean']:.4f} ± {figures['sd']:.4f}"
+    return f"{figures['mean']:.3g} ± {figures['sd']:.2g}"

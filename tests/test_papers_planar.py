@@ -235,7 +235,8 @@ def test_what_the_toy_leaves(played):
     assert (out / "toy.html").read_text().count("<img ") == 9
     lines = toy_table(result).splitlines()
     assert "2 seeds (mean ± sd), a tenth of the training" in lines[0]
-    assert len(lines) == 2 + 2 + 8 + 1 + 2 + 24
+    assert lines[2].startswith("paper. as in the paper: 3 regions of k-means: holds in ")
+    assert len(lines) == 5 + 2 + 8 + 1 + 2 + 24
     with pytest.raises(SplinterpError, match="no preset 'papers'"):
         Toy(("papers",))
     with pytest.raises(SplinterpError, match="--seeds must be different numbers"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...geometry.planar import Active, Array, Box, Cells
+from ...geometry.planar import Active, Array, Box, PlanarCells
 
 SIDE = 160  # points along the box
 OFF = ((5**0.5 - 1) / 2, 2**0.5 - 1)  # of a square: irrational shares, so that no point lies on a border between round numbers
@@ -20,7 +20,7 @@ def grid(box: Box, side: int = SIDE) -> Array:
     return np.stack(np.meshgrid(across, up), -1).reshape(-1, 2)
 
 
-def located(cells: Cells, points: Array) -> list[Active]:
+def located(cells: PlanarCells, points: Array) -> list[Active]:
     """The cell in whose polygon each point [N, 2] lies; the empty set: none."""
     found: list[Active] = [frozenset()] * len(points)
     for own, polygon in cells.polygons.items():
@@ -32,7 +32,7 @@ def located(cells: Cells, points: Array) -> list[Active]:
     return found
 
 
-def agreement(cells: Cells, told: Callable[[Array], list[Active]], side: int = SIDE) -> dict[str, Any]:
+def agreement(cells: PlanarCells, told: Callable[[Array], list[Active]], side: int = SIDE) -> dict[str, Any]:
     """At how many points of the grid `told` finds the cell whose polygon they lie in."""
     points = grid(cells.box, side)
     agree = sum(a == b for a, b in zip(located(cells, points), told(points), strict=True))

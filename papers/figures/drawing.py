@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...geometry.planar import Array, Cells, as_affine, planar_cells, slice_weights
+from ...geometry.planar import Array, PlanarCells, as_affine, planar_cells, slice_weights
 from ..pictures import (
     BLACK,
     BLUE,
@@ -30,7 +30,9 @@ MARKS = ("o", "s", "^")
 LABEL = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "boxstyle": "round,pad=0.15"}
 
 
-def figure_5(data: Figure5, labels: NDArray[np.int64], centroids: Array, voronoi: Cells, clusters: Cells, power: Cells) -> Any:
+def figure_5(
+    data: Figure5, labels: NDArray[np.int64], centroids: Array, voronoi: PlanarCells, clusters: PlanarCells, power: PlanarCells
+) -> Any:
     """Voronoi, nearest neighbour, k-means and power diagram, in a square."""
     made, (a, b, c, d) = figure(10, 10.4, 2, 2)
     titles = ("a) Voronoi diagram", "b) Nearest neighbour (k = 1)", "c) k-means, k = 3", "d) Power diagram")
@@ -55,7 +57,7 @@ def figure_5(data: Figure5, labels: NDArray[np.int64], centroids: Array, voronoi
     return made
 
 
-def figure_6(centres: Array, weights: Array, voronoi: Cells, power: Cells, second: Cells) -> Any:
+def figure_6(centres: Array, weights: Array, voronoi: PlanarCells, power: PlanarCells, second: PlanarCells) -> Any:
     """Voronoi, power, and second-order power diagram, side by side; a generator keeps its colour, a pair has both."""
     made, (a, b, c) = figure(15, 5.4, 1, 3)
     for ax, title in (
@@ -97,7 +99,7 @@ def _label(ax: Any, told: str, at: tuple[float, float], others: Array) -> None:
     ax.annotate(told, at, shift, textcoords="offset points", ha="center", fontsize=8.5, bbox=LABEL, zorder=6)
 
 
-def figure_7(points: Array, weights: Array, floor: Cells, height: str, top: float) -> Any:
+def figure_7(points: Array, weights: Array, floor: PlanarCells, height: str, top: float) -> Any:
     """Points in space above the plane 0, and how it cuts their Voronoi diagram; left with two upright slices as walls, right from above."""
     from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
@@ -141,10 +143,10 @@ def figure_7(points: Array, weights: Array, floor: Cells, height: str, top: floa
     return made
 
 
-def _joined(some: list[Cells]) -> Cells:
+def _joined(some: list[PlanarCells]) -> PlanarCells:
     """Cells of several planes with all their neighbours, so that a generator can have one colour in all of them."""
     neighbours: dict[Any, set[Any]] = {}
     for cells in some:
         for own, sides in cells.neighbours.items():
             neighbours.setdefault(own, set()).update(sides)
-    return Cells({own: polygon for cells in some for own, polygon in cells.polygons.items()}, neighbours, some[0].box)
+    return PlanarCells({own: polygon for cells in some for own, polygon in cells.polygons.items()}, neighbours, some[0].box)

@@ -50,7 +50,7 @@ def run(out: Path) -> dict[str, Any]:
         parts += [
             f"<h2>{title}</h2>",
             html_picture(svg, f"{title}. {drawn.caption}", drawn.caption),
-            html_table(*_rows({name: drawn.checks})),
+            html_table(*_rows({name: drawn.checks}), words=True),
         ]
     write_bytes(out / f"{NAME}.json", (json.dumps(result, indent=2) + "\n").encode())
     write_bytes(out / f"{NAME}.html", html_page("SplInterp's figures of Voronoi and power diagrams", parts).encode())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ...geometry.planar import Box, Cells, as_affine, planar_cells
+from ...geometry.planar import Box, PlanarCells, as_affine, planar_cells
 from ..pictures import BLACK, BLUE, GREEN, VERMILION, draw_cells, figure, frame
 from .data import Regions
 from .models import Model
@@ -44,7 +44,7 @@ def panels(title: str, x: Tensor, three: Regions, model: Model, hats: Tensor, fi
     return made
 
 
-def _panel(ax: Any, cells: Cells, x: Tensor, hats: Tensor, title: str) -> None:
+def _panel(ax: Any, cells: PlanarCells, x: Tensor, hats: Tensor, title: str) -> None:
     from matplotlib.collections import LineCollection
 
     frame(ax, BOX, title)

@@ -67,7 +67,8 @@ def run(config: Toy, out: Path, progress: Progress | None = None) -> dict[str, A
 
     `arms`: of each preset and variant its settings, `figures` (of each `values` by seed, `mean` and `sd`): the MSEs of `TOLD` on the 100 points
     that everything is fitted to, `fresh …` on 1,000 others, `regions` that the points visit, `disc` (paper-code: the least MSE of an x̂ in the
-    unit disc); and `verdicts`: of each comparison, in how many `seeds` each half of the claim holds, and in words.
+    unit disc); and `verdicts`: of each comparison, in how many `seeds` each half of the claim holds, and in words. `verdict`: of all variants of
+    a preset, in words.
 
     Args:
         progress: told the arm in hand, and the share of everything that is done.
@@ -92,11 +93,18 @@ def run(config: Toy, out: Path, progress: Progress | None = None) -> dict[str, A
                     *_verdicts(arm),
                 ]
     summary = html_picture(save(drawing.bars(arms), out, NAME), "The MSEs of all variants as bars", drawing.BARS)
-    result = {"recipe": NAME, "claim": CLAIM, **asdict(config), "points": 100, "fresh_points": FRESH, "arms": arms}
+    result = {
+        "recipe": NAME, "claim": CLAIM, **asdict(config), "points": 100, "fresh_points": FRESH, "verdict": _overall(arms), "arms": arms
+    }  # fmt: skip
     lead = f"<p>Experiment E1 of SplInterp (arXiv 2505.11836): {CLAIM}? {_about(result)}</p>"
+    overall = "".join(f"<li>{preset}: {said}</li>" for preset, said in result["verdict"].items())
     write_bytes(out / f"{NAME}.json", (json.dumps(result, indent=2) + "\n").encode())
-    tables = [html_table(*_rows(result)), html_table(*_verdict_rows(result))]
-    write_bytes(out / f"{NAME}.html", html_page("Between k-means and local PCA", [lead, summary, *tables, *parts]).encode())
+    figures, verdicts = html_table(*_rows(result)), html_table(*_verdict_rows(result), words=True)
+    overall = f'<ul class="verdict">{overall}</ul>'
+    page = html_page(
+        "Between k-means and local PCA", [lead, overall, summary, figures, *parts, "<h2>All comparisons</h2>", verdicts]
+    )
+    write_bytes(out / f"{NAME}.html", page.encode())
     tell("done", 1.0)
     return result
 
@@ -147,9 +155,30 @@ def _verdict(figures: Mapping[str, Mapping[str, Any]], names: tuple[str, str, st
     return {"seeds": n, "kmeans_above_sae": sum(above), "sae_above_pca": sum(below), "both": both, "verdict": said}
 
 
+def _overall(arms: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """In how many variants of a preset the claim holds for every seed, in words."""
+    said = {}
+    for preset in dict.fromkeys(arm["preset"] for arm in arms):
+        own = [arm for arm in arms if arm["preset"] == preset]
+        hold = {name: sum(arm["verdicts"][name]["verdict"] == "holds" for arm in own) for name in COMPARED}
+        said[preset] = "; ".join(f"{name}: holds in {n} of {len(own)} variants" for name, n in hold.items()) + "."
+    return said
+
+
 def table(result: Mapping[str, Any]) -> str:
-    """A line a variant, and then a line a comparison, as Markdown."""
-    return "\n".join([_about(result), "", *markdown_table(*_rows(result)), "", *markdown_table(*_verdict_rows(result))])
+    """In words, then a line a variant, and a line a comparison, as Markdown."""
+    overall = [f"{preset}. {said}" for preset, said in result["verdict"].items()]
+    return "\n".join(
+        [
+            _about(result),
+            f"{result['claim']}?",
+            *overall,
+            "",
+            *markdown_table(*_rows(result)),
+            "",
+            *markdown_table(*_verdict_rows(result)),
+        ]
+    )
 
 
 def _about(result: Mapping[str, Any]) -> str:
@@ -183,7 +212,7 @@ def _of_arm(arm: Mapping[str, Any]) -> list[list[str]]:
         v, f = arm["verdicts"][name], arm["figures"]
         of = f"of {v['seeds']}"
         rows.append([
-            f"{arm['preset']}: {arm['name']}", name, *(f"{f[one]['mean']:.4f}" for one in figures), f"{v['kmeans_above_sae']} {of}",
+            f"{arm['preset']}: {arm['name']}", name, *(f"{f[one]['mean']:.3g}" for one in figures), f"{v['kmeans_above_sae']} {of}",
             f"{v['sae_above_pca']} {of}", v["verdict"],
         ])  # fmt: skip
     return rows
@@ -193,8 +222,15 @@ def _verdicts(arm: Mapping[str, Any]) -> list[str]:
     """Sentences for the page."""
     said = "; ".join(f"{name}: {v['verdict']} ({v['both']} of {v['seeds']} seeds)" for name, v in arm["verdicts"].items())
     notes = []
+    if arm["pca_rank_on_own_regions"] == 2:
+        notes.append(
+            "With three latents the slope may have full rank in the plane, and PCA of that rank leaves nothing on the SAE's own regions."
+        )
     if not arm["encoder_trained"]:
-        notes.append("The encoder is as it began: equal shares have no gradient.")
+        notes.append(
+            "The encoder is as it began: equal shares have no gradient. They make x̂ constant on each region, so that on its own regions the SAE cannot "
+            "be below their means."
+        )
     if "disc" in arm["figures"]:
         notes.append(f"Reconstructions stay within the unit disc, which alone leaves an MSE of {told(arm['figures']['disc'])}.")
     return [f'<p class="verdict">{CLAIM} – {said}. {" ".join(notes)}</p>']
