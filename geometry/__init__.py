@@ -4,6 +4,7 @@ from .borders import Border, nearest_border
 from .kmeans import Cells, kmeans_centres
 from .local_pca import LocalPCA, RegionMoments, rank_rule, region_cost
 from .own_regions import bound_on_own_regions
+from .planar import PlanarCells, lifted, planar_cells, slice_weights
 from .polyhedral import HalfSpaces, arrangement_generators, half_spaces
 from .power_diagram import Conditions, Generators, PowerDiagram, active_generators, conditions, generators, power_distances
 from .regions import RegionMap, Visits, affine_error, fingerprints, region_map
@@ -19,6 +20,7 @@ __all__ = [
     "Generators",
     "HalfSpaces",
     "LocalPCA",
+    "PlanarCells",
     "PowerDiagram",
     "RegionMap",
     "RegionMoments",
@@ -35,12 +37,15 @@ __all__ = [
     "generators",
     "half_spaces",
     "kmeans_centres",
+    "lifted",
     "nearest_border",
+    "planar_cells",
     "power_distances",
     "price_for",
     "rank_rule",
     "region_cost",
     "region_map",
+    "slice_weights",
     "spectrum",
     "survey",
 ]

@@ -128,3 +128,71 @@ def amortisation(
         print(json.dumps(result))
     else:
         print(f"{table(result)}\n\nPlots: {out / experiment}*.svg. Every figure: {out / experiment}.json.")
+
+
+@reproduce.command()
+def toy(
+    out: Annotated[Path, typer.Option(help="Folder for toy.html, toy.json and the pictures.")] = Path("toy"),
+    preset: Annotated[
+        str, typer.Option(help="paper: our SAEs, by the paper's mathematics. paper-code: as the authors' scripts have them.")
+    ] = "paper,paper-code",
+    seeds: Annotated[str, typer.Option(help="Of the points and of what training begins with, with commas.")] = "0,1,2,3,4",
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the training.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+) -> None:
+    """k-means, SAEs and k-means + local PCA on points of the plane (SplInterp, E1): regions, MSEs, and whether SAEs lie between."""
+    from ..bench.commands import numbers
+    from ..progress import Bar
+    from .toy.recipe import NAME, Toy, run, table
+
+    config = Toy(tuple(preset.split(",")), numbers(seeds, int, "--seeds"), quick)
+    with Bar(NAME, 100, unit="%") as bar:
+        result = run(config, out, lambda arm, done: bar.update(round(100 * done), arm))
+    print(
+        json.dumps(result)
+        if as_json
+        else f"{table(result)}\n\nPage with all pictures: {out / NAME}.html. Every figure: {out / NAME}.json."
+    )
+
+
+@reproduce.command()
+def figures(
+    out: Annotated[Path, typer.Option(help="Folder for figures.html, figures.json, and a PNG and an SVG of each.")] = Path(
+        "figures"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+) -> None:
+    """Figures 5, 6 and 7 of SplInterp and their variations: Voronoi and power diagrams with exact borders, each checked on a grid."""
+    from .figures.recipe import NAME, run, table
+
+    result = run(out)
+    print(json.dumps(result) if as_json else f"{table(result)}\n\nPage: {out / NAME}.html. Every figure: PNG and SVG in {out}.")
+
+
+@reproduce.command()
+def convergence(
+    out: Annotated[Path, typer.Option(help="Folder for convergence.html, .json, .png and .svg.")] = Path("convergence"),
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="STORE", help="\\[default: the embedded model's activations, harvested into --out]"),
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Of a store that has several.")] = None,
+    rows: Annotated[int, typer.Option(parser=quantity, help="To alternate on.")] = 1024,
+    latents: Annotated[int, typer.Option(parser=quantity)] = 256,
+    turns: Annotated[int, typer.Option(parser=quantity, help="Of the alternation.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of the encoder and the batches.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+) -> None:
+    """The alternation's objective after every half-step (SplInterp, Theorems 3.1 and C.6): with all rows it never rises, with batches it may."""
+    from rich.console import Console
+
+    from .. import store as stores
+    from ..demo import embedded_store
+    from ..progress import Bar
+    from .convergence.recipe import NAME, Convergence, run, table
+
+    config = Convergence(rows, latents, turns, seed)
+    opened = stores.open(store) if store else embedded_store(out / "acts.zarr", 2 * rows, Console(stderr=True))[0]
+    with Bar(NAME, None, unit="turns") as bar:
+        result = run(config, opened, opened.site(site).name, out, lambda done, total, arm: bar.update(done, arm, total=total))
+    print(json.dumps(result) if as_json else f"{table(result)}\n\nPlot: {out / NAME}.png. Every figure: {out / NAME}.json.")

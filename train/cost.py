@@ -27,6 +27,11 @@ def solve_cost(d_in: int, d_sae: int) -> float:
     return _SOLVE * (d_sae**3 / 3 + 2.0 * d_sae**2 * d_in)
 
 
+def objective_cost(d_in: int, d_sae: int) -> float:
+    """Of two products of the Gram matrix with a decoder, in float64."""
+    return 2 * _DOUBLE * 2.0 * d_sae**2 * d_in
+
+
 def cg_cost(rows: int, d_in: int, k: int, iterations: int) -> float:
     """Of one solve within training by conjugate gradients over `rows` kept rows: each product gathers every code twice."""
     return 2.0 * _DOUBLE * _GATHERED * iterations * rows * k * d_in

@@ -25,7 +25,8 @@ _ROWS_AT_ONCE = 1024  # of the decoder's gradient on a CPU, so that what is in b
 
 class StepFigures(NamedTuple):
     """What a step tells: the loss, Σ‖x̂ − x‖² over the batch, the codes, their pattern by latent if there is one, x̂ − x [N, d_in], and
-    perhaps (see `sparse_pass`) Zᵀx; all as they were in its first forward pass. And the latents that have begun anew since.
+    perhaps (see `sparse_pass`) Zᵀx; all as they were in its first forward pass. And the latents that have begun anew since, and of a
+    decoder's solve after the step perhaps what `half_steps` tells.
     Of several ranks each has the codes, and what follows from them, of its own share; the rest is the batch's.
 
     With TopK, a GPU is waited for where the two numbers are read, where dead latents are counted, and by a solve; nowhere else.
@@ -38,6 +39,7 @@ class StepFigures(NamedTuple):
     error: Tensor
     cross: Tensor | None = None
     revived: Tensor | None = None
+    half_steps: dict[str, float] | None = None
 
 
 class GradientSteps:

@@ -102,6 +102,7 @@ class Statistics:
         else:
             z = to_dense(codes, self.d_sae).to(x.dtype)
             self._gram.add_(z.T @ z, alpha=weight)
+            self._lopsided = True  # by rounding: a product need not be symmetric to the bit, and a resumed run must go on alike
             self._cross.add_(z.T @ x, alpha=weight)
             self._sum_z.add_(z.sum(0, dtype=torch.float64), alpha=weight)
         self._sum_x.add_(x.sum(0, dtype=torch.float64), alpha=weight)

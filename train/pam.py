@@ -33,7 +33,8 @@ from .encoder import Weights
 from .gradient import GradientSteps, StepFigures
 from .gram import Statistics
 from .group import ALONE, Group
-from .moments import mean_diagonal
+from .half_steps import half_steps, measured_every
+from .moments import Moments, mean_diagonal
 from .state import State, joined, number, part
 from .window import Window
 
@@ -59,6 +60,8 @@ class PAM:
             self.statistics = (
                 _window(d_in, config, self.memory_rows, device, group) if by_cg else Statistics(d_in, config.d_sae, device)
             )
+            kept = self.statistics.capacity * group.world if isinstance(self.statistics, Window) else None
+            self.measured_every = measured_every(config, d_in, self.solve_every, kept)
         self.batches = 0
 
     def step(self, x: Tensor, lr: float, rows: int | None = None) -> StepFigures:
@@ -80,7 +83,7 @@ class PAM:
                 self.statistics.decay(max(0.0, 1 - rows / self.memory_rows))
                 self.statistics.add(x, codes, pattern, cross)
             if self.solves:
-                self.renew_decoder()
+                figures = figures._replace(half_steps=self.renew_decoder())
         return figures
 
     @property
@@ -99,16 +102,24 @@ class PAM:
             return figures.codes, figures.pattern, figures.cross
         return self.weights.encode(x, rows), None, None
 
-    def renew_decoder(self) -> None:
-        """Solve, and go on with that decoder on every rank."""
+    @property
+    def measures(self) -> bool:
+        """Whether the objective is told before and after that solve."""
+        return self.batches // self.solve_every % self.measured_every == 0
+
+    def renew_decoder(self) -> dict[str, float] | None:
+        """Solve, and go on with that decoder on every rank; tells, now and then, the objective at both half-steps (`half_steps`)."""
         if isinstance(self.statistics, Statistics):
             self.statistics.sum_to_first(self.group)
+        told = None
         # Conjugate gradients need the products of all ranks, which iterate in step.
-        if self.group.first or isinstance(self.statistics, Window):
-            solved = self.solve()
-            if solved:
-                self.take(solved)
+        if (self.group.first or isinstance(self.statistics, Window)) and (posed := self._posed()):
+            solved = self._solved(*posed)
+            if self.measures:
+                told = half_steps(*posed, self.weights.W_dec, self.weights.b_dec, solved, self.config.l1)
+            self.take(solved)
         self.weights.broadcast()
+        return self.group.tell(told) if self.measures else None
 
     def whole_state(self) -> dict[str, Tensor]:
         """On the first rank the state of all of them, as of a single process; all ranks ask together."""
@@ -142,16 +153,24 @@ class PAM:
 
     def solve(self) -> Decoder | None:
         """Theorem C.1 for the statistics as they are, from the present decoder; None where their codes do not vary, as those of one row."""
-        c, w = self.config, self.weights
+        posed = self._posed()
+        return self._solved(*posed) if posed else None
+
+    def _posed(self) -> tuple[Moments, Penalties] | None:
+        """What is solved; None: nothing."""
+        c = self.config
         assert self.statistics
-        s = self.statistics.moments() if isinstance(self.statistics, Window) else self.statistics
-        if not (spread := mean_diagonal(s)):
+        moments = self.statistics.moments() if isinstance(self.statistics, Window) else self.statistics
+        if not (spread := mean_diagonal(moments)):
             return None
         ridge = (ANCHOR if c.ridge is None else c.ridge) * spread
-        penalties = Penalties(alpha=c.alpha, beta=c.beta, mu=c.mu_dec + ridge, nu=c.nu_dec)
-        if not isinstance(s, Statistics):
-            return solve_by_cg(s, penalties, W0=w.W_dec, b0=w.b_dec, tolerance=CG_TOLERANCE, most=CG_ITERATIONS)
-        return solve_decoder(s, penalties, W0=w.W_dec, b0=w.b_dec, quick=True)
+        return moments, Penalties(alpha=c.alpha, beta=c.beta, mu=c.mu_dec + ridge, nu=c.nu_dec)
+
+    def _solved(self, moments: Moments, penalties: Penalties) -> Decoder:
+        w = self.weights
+        if not isinstance(moments, Statistics):
+            return solve_by_cg(moments, penalties, W0=w.W_dec, b0=w.b_dec, tolerance=CG_TOLERANCE, most=CG_ITERATIONS)
+        return solve_decoder(moments, penalties, W0=w.W_dec, b0=w.b_dec, quick=True)
 
     def take(self, decoder: Decoder) -> None:
         """Go on with a solved decoder."""

@@ -124,7 +124,7 @@ class Training:
         self._loss = done.loss
         step, last = position.steps, position.steps == self.config.steps
         evaluating = step % self._evaluate_every == 0 or last
-        if not evaluating and step % self._log_every:
+        if not (evaluating or step % self._log_every == 0 or done.half_steps):
             return False
         begun = time.monotonic()
         self._check()
@@ -176,7 +176,8 @@ class Training:
             "dead": float(len(self.method.gradient.dead.indices())),
         }
         line = {
-            "step": position.steps, "rows": position.rows, "loss": done.loss, **self.figures, "lr": lr, "seconds": position.seconds
+            "step": position.steps, "rows": position.rows, "loss": done.loss, **self.figures, "lr": lr, "seconds": position.seconds,
+            **(done.half_steps or {}),
         }  # fmt: skip
         if self.config.k_start is not None and self.method.weights.k is not None:
             line["k"] = self.method.weights.k
