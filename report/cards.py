@@ -34,10 +34,10 @@ def card(one: LatentSeen, shown: Container[int]) -> str:
 def _facts(one: LatentSeen) -> str:
     facts = [
         ("fires on", f"{one.density:.3%}" if one.density < 0.001 else f"{one.density:.2%}", f"{one.fired:,} rows"),
-        ("largest", f"{one.largest:.3g}", "the largest activation in the store"),
-        ("mean", f"{one.mean:.3g}", "the mean activation where it fires"),
+        ("largest", _three(one.largest), "the largest activation in the store"),
+        ("mean", _three(one.mean), "the mean activation where it fires"),
         ("interest", f"{one.interest:.2f}", "contrast times spread; see the notes"),
-        ("norm", f"{one.norm:.3g}", "of its decoder row"),
+        ("norm", _three(one.norm), "of its decoder row"),
     ]
     listed = "".join(
         f'<div title="{escape(told)}"><dt>{name}</dt><dd>{value}</dd></div>' for name, value, told in facts
@@ -98,7 +98,12 @@ def _context(one: ContextSeen, largest: float) -> str:
         if value or i == one.centre:
             shade = min(SHADES, max(1, round(abs(value) / largest * (SHADES + 1)))) if largest else 1
             chosen = " at" if i == one.centre else ""
-            told = f'<mark class="s{shade}{chosen}" title="{value:.3g}">{told}</mark>'
+            told = f'<mark class="s{shade}{chosen}" title="{_three(value)}">{told}</mark>'
         parts.append(told)
     where = f"position {one.position}" + ("" if one.document is None else f" of document {one.document}") + f", row {one.row}"
-    return f'<li><b title="{where}">{one.value:.3g}</b><span class="ctx">{"".join(parts)}</span></li>'
+    return f'<li><b title="{where}">{_three(one.value)}</b><span class="ctx">{"".join(parts)}</span></li>'
+
+
+def _three(value: float) -> str:
+    """Three digits, as 5.60 and 0.758 have them."""
+    return f"{value:#.3g}".rstrip(".")

@@ -18,7 +18,7 @@ from .statistics import LatentStatistics
 from .tokens import Effects
 from .windows import ABSENT, codes_at, column_at, windows_at
 
-TOP, EACH, WIDTH = 8, 2, 14  # strongest contexts; contexts of each fifth; tokens on either side
+TOP, EACH, WIDTH = 12, 2, 14  # strongest contexts; contexts of each fifth; tokens on either side
 
 
 @dataclass(frozen=True)

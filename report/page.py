@@ -89,11 +89,14 @@ def _figures(report: Report) -> list[str]:
     parts = [links, '<section id="figures"><h2>Figures</h2>']
     told = [verdict for run in report.baselines if (verdict := _verdict(report, run))]
     parts += [f"<p>{escape(sentence)}</p>" for sentence in told]
-    parts.append("<p>On held-out rows; dead: the share of latents that fired on none of them.</p>")
+    parts.append('<div class="side"><div><h3>On held-out rows</h3>')
     parts.append(html_table(("run", *FIGURES), [[run.name, *figures_of(run)] for run in runs], 0 if len(runs) > 1 else None))
+    parts.append("<p>Dead: the share of latents that fired on none of them.</p></div>")
     if report.baselines and (settings := differing([report.run, *report.baselines])):
         rows = [[name, *(_told(value) for value in values)] for name, values in settings.items()]
-        parts += ["<h3>Settings that differ</h3>", html_table(("setting", report.run.name, *(run.name for run in report.baselines)), rows, None)]  # fmt: skip
+        heads = ("setting", report.run.name, *(run.name for run in report.baselines))
+        parts.append(f"<div><h3>Settings that differ</h3>{html_table(heads, rows, None)}</div>")
+    parts.append("</div>")
     if own := {name: value for name, value in report.run.settings.items() if value is not None}:
         rows = [[name, _told(value)] for name, value in own.items()]
         parts.append(f"<details><summary>All settings of {escape(report.run.name)}</summary>{html_table(('setting', 'value'), rows, None)}</details>")  # fmt: skip
