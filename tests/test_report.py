@@ -232,9 +232,11 @@ def test_mistakes_are_sentences(cli, work, tmp_path, gemma2_dir):
         write_report(moved, out=tmp_path / "r.html")
 
 
-def test_another_store_than_the_runs_is_said(work, tmp_path):
-    other = stores.subset(work / "acts.zarr", tmp_path / "other.zarr", rows=1000)
-    figures = write_report(work / "run", other, tmp_path / "r.html", latents=2)
+def test_another_store_than_the_runs_is_said_and_names_are_text_too(work, tmp_path):
+    other = stores.subset(work / "acts.zarr", tmp_path / "<img src=x>.zarr", rows=1000)
+    run = shutil.copytree(work / "run", tmp_path / "<img src=x onerror='x'>")
+    figures = write_report(run, other, tmp_path / "r.html", latents=2, baselines=[run])
+    assert "img" not in [tag for tag, _ in Page((tmp_path / "r.html").read_text()).tags]
     assert any("is not the store that" in note for note in figures["notes"])
 
 
