@@ -24,7 +24,9 @@ from .options import DeviceOption, ForceOption, JsonOption, SiteOption, StoreOpt
 from .papers.commands import reproduce
 from .quantities import format_bytes, parse_bytes, parse_quantity
 from .ranks import speaks_for_all
-from .sae_commands import encode, evaluate, gap, mlp, site_of
+from .report_commands import report
+from .sae_commands import encode, evaluate, gap, mlp
+from .sites import site_of
 
 if TYPE_CHECKING:
     from .store import Store
@@ -625,6 +627,9 @@ def compare(
     report.print_comparison(out_console, found)
     for note in report.notes(found, lacking):
         err_console.print(f"Note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+app.command()(report)
 
 
 @app.command()

@@ -12,11 +12,11 @@ from rich.table import Table
 
 from . import harvest as stage
 from . import store as stores
-from .devices import choose_device
+from .devices import choose_device, suitable_threads
 from .errors import Interrupted, SplinterpError
 from .progress import Bar, shown
 from .quantities import format_count
-from .report import print_contexts, top_contexts
+from .report import accumulate, print_contexts, top_contexts, write_report
 from .report.tables import harvest_figures, print_plan, print_results
 from .train import TrainConfig, auto_batch_size, auto_lr, train
 
@@ -66,9 +66,15 @@ def run_demo(out: Path, console: Console) -> None:
     summaries |= {"Adam": alone, "Adam + last solve": adam}
 
     started = time.monotonic()
-    with Bar("latents", store.rows) as bar:
-        latents = top_contexts(results["PAM-SGD"].sae, store, site, progress=bar.update)
-    times["latents"] = (time.monotonic() - started, store.rows)
+    sae, page = results["PAM-SGD"].sae, out / "report.html"
+    with Bar("latents", store.rows) as bar, suitable_threads(sae.W_enc.numel(), sae.W_enc.device):
+        statistics = accumulate(sae, store, site, progress=bar.update)
+        latents = top_contexts(sae, store, site, statistics=statistics)
+        write_report(
+            out / "run-pam", store, page, baselines=[out / "run-adam"], statistics=statistics, force=True,
+            progress=lambda stage, done, total: bar.update(done, description=f"report: {stage}", total=total),
+        )  # fmt: skip
+    times["latents and report"] = (time.monotonic() - started, store.rows)
     print_contexts(console, latents)
     print_results(console, summaries)
     stages = Table(title="Time")
@@ -79,6 +85,7 @@ def run_demo(out: Path, console: Console) -> None:
     console.print(stages)
     console.print(
         f"\nThe store is {out / 'acts.zarr'}, the runs {out / 'run-pam'} and {out / 'run-adam'} (SAELens loads them as they are).\n"
+        f"The report, for any browser: {page}\n"
         f"Next: splinterp train --store {out / 'acts.zarr'} --k 16",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip

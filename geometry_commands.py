@@ -12,7 +12,8 @@ from rich.console import Console
 from .errors import SplinterpError
 from .options import DeviceOption, ForceOption, JsonOption, SiteOption, StoreOption, quantity
 from .quantities import json_safe, parse_bytes
-from .sae_commands import open_both, site_of, split_of
+from .sae_commands import open_both, split_of
+from .sites import site_of
 
 out_console = Console()
 

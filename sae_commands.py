@@ -28,6 +28,7 @@ from .options import (
     quantity,
 )
 from .quantities import json_safe
+from .sites import site_of
 
 if TYPE_CHECKING:
     import torch
@@ -319,16 +320,6 @@ def _first(batches: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
         left -= len(x)
         if left <= 0:
             return
-
-
-def site_of(sae: SAE, store: Store) -> str | None:
-    """The site that an SAE says it belongs to; none if it says nothing, or the store has just one."""
-    name = sae.config.metadata.get("hook_name")
-    if isinstance(name, str) and name not in store.sites:
-        raise SplinterpError(
-            f"The SAE belongs to {name}, and {store.path} has {', '.join(store.sites)}; if you mean it, name one with --site."
-        )
-    return name if isinstance(name, str) else None
 
 
 def split_of(name: str) -> Split:

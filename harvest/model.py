@@ -169,19 +169,13 @@ def choose_dtype(dtype: str, facts: ModelFacts, device: torch.device) -> torch.d
     return facts.dtype if facts.dtype in _HALF else torch.bfloat16
 
 
-def load_bridge(
-    checkpoint: Checkpoint, config: Any, tokenizer: Any, blocks: int, device: torch.device, dtype: torch.dtype
-) -> Any:
-    """The model's first `blocks` blocks as a TransformerLens TransformerBridge, in eval mode, its weights as they are.
-
-    The bridge neither folds nor centres anything: its residual stream is Hugging Face's own.
+def load_model(checkpoint: Checkpoint, config: Any, blocks: int, dtype: torch.dtype) -> Any:
+    """The model's first `blocks` blocks as transformers builds it, on the CPU, its weights as they are.
 
     Raises:
-        ModelError: no safetensors weights, weights that do not fit the configuration, or an architecture that TransformerLens
-            does not know, cannot run, or runs otherwise than Hugging Face.
+        ModelError: no safetensors weights, or weights that do not fit the configuration.
     """
     with _quiet():
-        from transformer_lens.model_bridge import TransformerBridge
         from transformers import AutoModelForCausalLM
 
         config = copy.deepcopy(config)
@@ -221,6 +215,23 @@ def load_bridge(
                 f"The weights of {checkpoint.name} lack {', '.join(sorted(report['missing_keys'])[:3])}: "
                 "the files are incomplete or belong to another architecture."
             )
+        return model
+
+
+def load_bridge(
+    checkpoint: Checkpoint, config: Any, tokenizer: Any, blocks: int, device: torch.device, dtype: torch.dtype
+) -> Any:
+    """The model's first `blocks` blocks as a TransformerLens TransformerBridge, in eval mode, its weights as they are.
+
+    The bridge neither folds nor centres anything: its residual stream is Hugging Face's own.
+
+    Raises:
+        ModelError: as `load_model`; or an architecture that TransformerLens does not know, cannot run, or runs otherwise than Hugging Face.
+    """
+    with _quiet():
+        from transformer_lens.model_bridge import TransformerBridge
+
+        model = load_model(checkpoint, config, blocks, dtype)
         # Before the bridge puts modules of its own into the model.
         expected = sample_logits(model.to(device).eval(), config.vocab_size)
         try:

@@ -55,7 +55,7 @@ def print_comparison(console: Console, runs: Sequence[RunSeen]) -> None:
     for name in (*FIGURES, *settings):
         table.add_column(Text(name), justify="right", no_wrap=True)
     for i, run in enumerate(runs):
-        cells = [run.name, *_figures(run), *(_told(values[i]) for values in settings.values())]
+        cells = [run.name, *figures_of(run), *(_told(values[i]) for values in settings.values())]
         table.add_row(*map(Text, cells), style="bold" if i == best else None)
     print_whole(console, table)
 
@@ -63,7 +63,7 @@ def print_comparison(console: Console, runs: Sequence[RunSeen]) -> None:
 def page(runs: Sequence[RunSeen], lacking: Sequence[str]) -> str:
     """The whole HTML page: every text in it is escaped, and it fetches nothing."""
     settings, best = differing(runs), _best(runs)
-    figures = [[run.name, *_figures(run)] for run in runs]
+    figures = [[run.name, *figures_of(run)] for run in runs]
     differ = [[run.name, *(_told(values[i]) for values in settings.values())] for i, run in enumerate(runs)]
     parts = [
         "<!doctype html>",
@@ -72,9 +72,9 @@ def page(runs: Sequence[RunSeen], lacking: Sequence[str]) -> str:
         f"<h1>{len(runs)} runs compared</h1>",
         *(f'<p class="note">{escape(note)}</p>' for note in notes(runs, lacking)),
         "<h2>Figures</h2><p>On held-out rows; dead: the share of latents that fired on none of them.</p>",
-        _html_table(("run", *FIGURES), figures, best),
+        html_table(("run", *FIGURES), figures, best),
         "<h2>Settings that differ</h2>",
-        _html_table(("run", *settings), differ, best) if settings else "<p>None.</p>",
+        html_table(("run", *settings), differ, best) if settings else "<p>None.</p>",
         "<h2>Curves</h2><p>Held-out FVU on the way, on part of the held-out rows; the last point of a finished run is its final FVU, on all of "
         "them, with the time of its last solve.</p>",
         '<div class="plots">',
@@ -107,7 +107,8 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], best: int | None) -> str:
+def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], best: int | None) -> str:
+    """A table; every text in it is escaped, and the row `best` stands out."""
     lines = ['<div class="wide"><table><tr>' + "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr>"]
     for i, row in enumerate(rows):
         lines.append(
@@ -116,7 +117,7 @@ def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], best: int |
     return "\n".join([*lines, "</table></div>"])
 
 
-def _figures(run: RunSeen) -> list[str]:
+def figures_of(run: RunSeen) -> list[str]:
     """The texts of FIGURES."""
     return [
         _or_dash(run.fvu, lambda v: f"{v:.4f}"), _or_dash(run.l0, lambda v: f"{v:.1f}"), _or_dash(run.dead, lambda v: f"{v:.1%}"),

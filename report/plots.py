@@ -56,8 +56,8 @@ def plot(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
     ]
     if not drawn:
         return "\n".join([*parts, f'<text x="{LEFT}" y="{HEIGHT / 2}">There is nothing to draw.</text>', "</svg>"])
-    across = _Ruler([s.points[i][0] for s, places in drawn for i in places], x, LEFT, WIDTH - RIGHT)
-    up = _Ruler([b for s, places in drawn for i in places for b in _ends(s, i, y)], y, HEIGHT - BOTTOM, TOP)
+    across = Ruler([s.points[i][0] for s, places in drawn for i in places], x, LEFT, WIDTH - RIGHT)
+    up = Ruler([b for s, places in drawn for i in places for b in _ends(s, i, y)], y, HEIGHT - BOTTOM, TOP)
     parts += _frame(across, up)
     for n, (s, places) in enumerate(drawn):
         colour, dash = COLOURS[n % len(COLOURS)], DASHES[n // len(COLOURS) % len(DASHES)]
@@ -82,7 +82,7 @@ def plot(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
     return "\n".join([*parts, "</svg>"])
 
 
-class _Ruler:
+class Ruler:
     """From values to pixels along one axis, with a little room at both ends."""
 
     def __init__(self, values: Sequence[float], axis: Axis, first: float, last: float) -> None:
@@ -120,17 +120,17 @@ def _round_steps(low: float, high: float) -> list[float]:
     return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _frame(across: _Ruler, up: _Ruler) -> list[str]:
+def _frame(across: Ruler, up: Ruler) -> list[str]:
     """Grid lines, their values, and what the axes say."""
     parts = []
     for value in across.ticks():
         a = across(value)
         parts.append(f'<line x1="{a:.1f}" x2="{a:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#e4e4e4"/>')
-        parts.append(f'<text x="{a:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_told(value)}</text>')
+        parts.append(f'<text x="{a:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick_text(value)}</text>')
     for value in up.ticks():
         b = up(value)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{b:.1f}" y2="{b:.1f}" stroke="#e4e4e4"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{b + 4:.1f}" text-anchor="end">{_told(value)}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{b + 4:.1f}" text-anchor="end">{tick_text(value)}</text>')
     middle = (TOP + HEIGHT - BOTTOM) / 2
     parts.append(
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 14}" text-anchor="middle">{escape(across.axis.name)}</text>'
@@ -150,5 +150,6 @@ def _ends(s: Series, i: int, axis: Axis) -> tuple[float, float]:
     return (low if _fits(low, axis) else value), value + spread
 
 
-def _told(value: float) -> str:
+def tick_text(value: float) -> str:
+    """A value as an axis has it."""
     return format_count(value) if abs(value) >= 1000 else f"{value:.4g}"

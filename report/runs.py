@@ -52,7 +52,7 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[RunSeen], list[str]]:
     seen, lacking = [], []
     for path in members:
         label = path.absolute().name if in_one_folder else str(path)
-        run, lack = _read(label, path)
+        run, lack = read_run(label, path)
         lacking += [f"{label} {lack}."] if lack else []
         seen.append(run)
     if all(run.fvu is None and not run.curve for run in seen):
@@ -85,7 +85,7 @@ def _members(path: Path) -> list[Path]:
     if not path.is_dir():
         raise SplinterpError(f"There is no run at {path}; give the directories of runs.")
     if (path / SWEEP).is_file():
-        names = _object(path / SWEEP).get("members")
+        names = read_object(path / SWEEP).get("members")
         if not isinstance(names, dict) or not all(Path(name).name == name for name in names):
             raise SplinterpError(f"{path / SWEEP} is damaged; give the directories of its runs one by one.")
         return [path / name for name in names if (path / name).is_dir()]
@@ -94,12 +94,17 @@ def _members(path: Path) -> list[Path]:
     return [path]
 
 
-def _read(name: str, path: Path) -> tuple[RunSeen, str | None]:
-    described, summary, config = (_object(path / file) for file in (RUN, SUMMARY, CONFIG))
+def read_run(name: str, path: Path) -> tuple[RunSeen, str | None]:
+    """The run or SAE in one directory, called `name`; and what it lacks, as the end of a sentence.
+
+    Raises:
+        SplinterpError: a file of it is damaged.
+    """
+    described, summary, config = (read_object(path / file) for file in (RUN, SUMMARY, CONFIG))
     settings = described.get("settings")
     if not isinstance(settings, dict):
         settings = {name: config[name] for name in OF_CONFIG if config.get(name) is not None}
-    lines = _lines(path / METRICS)
+    lines = read_lines(path / METRICS)
     last = lines[-1] if lines else {}
     curve = [
         (float(line["rows"]), float(line["seconds"]), float(line["held_out_fvu"]))
@@ -132,7 +137,7 @@ def _read(name: str, path: Path) -> tuple[RunSeen, str | None]:
     ), lack  # fmt: skip
 
 
-def _object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A file's JSON object; empty where there is no such file."""
     if not path.is_file():
         return {}
@@ -145,7 +150,7 @@ def _object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines; of a running run the last line may be cut off."""
     if not path.is_file():
         return []

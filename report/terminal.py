@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .contexts import LatentContexts
+from .pieces import visible
 
 
 def print_contexts(console: Console, latents: list[LatentContexts]) -> None:
@@ -21,14 +22,8 @@ def print_contexts(console: Console, latents: list[LatentContexts]) -> None:
             if i:
                 lines.append("\n")
             lines.append(f"{context.value:6.1f}  ", style="dim")
-            lines.append(_visible(context.before))
-            lines.append("⟨" + _visible(context.token) + "⟩", style="reverse bold")
-            lines.append(_visible(context.after))
+            lines.append(visible(context.before))
+            lines.append("⟨" + visible(context.token) + "⟩", style="reverse bold")
+            lines.append(visible(context.after))
         table.add_row(str(latent.latent), f"{latent.density:.2%}", lines)
     console.print(table)
-
-
-def _visible(text: str) -> str:
-    """Text on one line, control characters made visible."""
-    shown = text.replace("\n", "⏎").replace("\t", "⇥")
-    return "".join(c if c.isprintable() else "·" for c in shown)
