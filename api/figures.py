@@ -52,8 +52,10 @@ def evaluate(
     """Figures of an SAE on a store's held-out rows: `splinterp eval`.
 
     Args:
-        split: held_out, validation, train or all. encoder: where codes come from; k, l1, residual, signed, steps, start: see `EncoderOptions`.
-        model: also take the cross-entropy of this model with the SAE in place, on `tokens` tokens of `dataset` (None: the store's).
+        split: held_out, validation, train or all.
+        encoder: where codes come from; k, l1, residual, signed, steps and start belong to it: see `splinterp.infer.EncoderOptions`.
+        model: also take the cross-entropy of this model with the SAE in place, on `tokens` tokens of `dataset` (None: the
+            store's).
 
     Returns:
         fvu, explained_variance, mse, l0, dead_fraction, n_rows, encoder (and encoder_settings where it has some); with a model ce_clean,
@@ -151,8 +153,10 @@ def gap(
     """The amortisation gap, FVU against L0 of better encoders than the SAE's own with the same dictionary: `splinterp gap`.
 
     Args:
-        out: a folder for gap.svg, gap.md and gap.json; None: none is written. rows: held-out rows to measure on. k: latents a row to look at;
-            none: k/4, k/2, k and 2k of the SAE. encoders: beside the native one; none: ls, mp, gradient-pursuit, omp, fista.
+        out: a folder for gap.svg, gap.md and gap.json; None: none is written.
+        rows: held-out rows to measure on.
+        k: latents a row to look at; none: k/4, k/2, k and 2k of the SAE.
+        encoders: beside the native one; none: ls, mp, gradient-pursuit, omp, fista.
 
     Raises:
         SplinterpError: as `evaluate`; or `out` has a gap already, and there is no `force`.
@@ -221,7 +225,9 @@ def spectrum(
     """k-means, SAEs and local PCA side by side, FVU against description length: `splinterp spectrum`.
 
     Args:
-        out: a file for a plot; None: none is written. price: λ of the rank rule, the command's --lambda. Others: see `geometry.SpectrumOptions`. memory: None: half of the machine's.
+        out: a file for a plot; None: none is written.
+        price: λ of the rank rule, the command's --lambda. Others: see `geometry.SpectrumOptions`.
+        memory: None: half of the machine's.
 
     Raises:
         SplinterpError: settings that cannot be, or an SAE and the store do not go together; or `out` exists, and there is no `force`.

@@ -36,9 +36,11 @@ def harvest(
     """Stream a model's activations on a text into a store: `splinterp harvest`.
 
     Args:
-        model: tiny (embedded), a Hugging Face directory, or a name such as gpt2. layers: blocks, from 0; for tiny, if left out, 2.
-        hooks: places in the blocks (`splinterp harvest --help` names them). dataset: stdlib, files, directories or a hub data set; several are a
-            mixture. settings: fields of `HarvestConfig`: tokens=1_000_000, out="acts.zarr", context=128, …
+        model: tiny (embedded), a Hugging Face directory, or a name such as gpt2.
+        layers: blocks, from 0; for tiny, if left out, 2.
+        hooks: places in the blocks (`splinterp harvest --help` names them).
+        dataset: stdlib, files, directories or a hub data set; several are a mixture.
+        **settings: fields of `HarvestConfig`: tokens=1_000_000, out="acts.zarr", context=128, …
 
     Raises:
         ModelError, TextError, StoreError: no such model, layer, text; or `out` exists.
@@ -99,8 +101,11 @@ def train(
     """Train an SAE on a store: `splinterp train`.
 
     Args:
-        out: the run directory; None: runs/<store>-<method>-<date>. site: where the store has several. checkpoint_every: minutes.
-        settings: of `TrainOptions`, the command's options by their names: method="pam", activation="topk", latents, k=32, epochs=1, seed=0, …
+        out: the run directory; None: runs/<store>-<method>-<date>.
+        site: where the store has several.
+        checkpoint_every: minutes.
+        **settings: of `TrainOptions`, the command's options by their names: method="pam", activation="topk", latents, k=32,
+            epochs=1, seed=0, …
 
     Raises:
         SplinterpError: as `train.train`; or a setting that cannot be, or has no effect.
@@ -133,7 +138,8 @@ def sweep(
     """Train an SAE for each combination of some settings' values, reading every batch once: `splinterp train --sweep`.
 
     Args:
-        axes: the values of each: {"k": [16, 32], "seed": [0, 1]}. out: the directory that holds the runs. Others: as those of `train`.
+        axes: the values of each: {"k": [16, 32], "seed": [0, 1]}.
+        out: the directory that holds the runs. Others: as those of `train`.
 
     Raises:
         SplinterpError: as `train`; or a setting that the SAEs of a sweep must have in common.
@@ -163,8 +169,9 @@ def refit(
     """Give an SAE, whoever trained it, the decoder that is optimal for its codes: `splinterp refit`.
 
     Args:
-        out: the directory to write; None: runs/<store>-refit-<date>. ridge: relative; None: chosen on validation rows. memory: bytes that the
-            solve may take; None: half of the machine's.
+        out: the directory to write; None: runs/<store>-refit-<date>.
+        ridge: relative; None: chosen on validation rows.
+        memory: bytes that the solve may take; None: half of the machine's.
 
     Raises:
         SplinterpError: as `train.refit`.
@@ -197,7 +204,9 @@ def mlp(
     """Train an MLP as an encoder of an SAE's dictionary, beside the SAE, for encoder="mlp" and `gap`: `splinterp mlp`.
 
     Args:
-        width: hidden units; None: 4 times d_in. tokens: rows to train on, epochs counted; or epochs (1). lr: None: 0.001.
+        width: hidden units; None: 4 times d_in.
+        tokens: rows to train on, epochs counted; or epochs (1).
+        lr: None: 0.001.
 
     Raises:
         SplinterpError: as `train.mlp.train_mlp`; or the SAE lies in memory alone.
@@ -236,7 +245,8 @@ def export_activations(
     """Write a store's rows as SAELens's cached activations; returns how many: `splinterp export --to saelens-activations`.
 
     Args:
-        context: rows that SAELens is to take for a context, its `context_size`; None: the store's, or 128. Others: see `store.export_saelens`.
+        context: rows that SAELens is to take for a context, its `context_size`; None: the store's, or 128. Others: see
+            `store.export_saelens`.
 
     Raises:
         SplinterpError: `out` exists, or the split has less than a context's rows.
@@ -252,8 +262,9 @@ def push_to_hub(sae: AnySAE, repo: str, path: str | None = None, *, private: boo
     """Push an SAE to the Hugging Face hub, with a model card: `splinterp export --to hub`.
 
     Args:
-        repo: user/name, made if need be. path: its folder there; None: the name of the SAE's directory. dry_run: only say what would be sent;
-            asks no network.
+        repo: user/name, made if need be.
+        path: its folder there; None: the name of the SAE's directory.
+        dry_run: only say what would be sent; asks no network.
 
     Returns:
         every file's name and bytes, and the commit's URL.

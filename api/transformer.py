@@ -26,8 +26,10 @@ class SAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     told, k of an SAE that has none).
 
     Args:
-        sae: in memory, a directory, or what `splinterp.train` returned. encoder: where codes come from; k, l1, residual, signed, steps, start: see
-            `splinterp.infer.EncoderOptions`. dense: give arrays, not CSR matrices. batch_size: rows at once.
+        sae: in memory, a directory, or what `splinterp.train` returned.
+        encoder: where codes come from; k, l1, residual, signed, steps and start belong to it: see `splinterp.infer.EncoderOptions`.
+        dense: give arrays, not CSR matrices.
+        batch_size: rows at once.
     """
 
     def __init__(
@@ -90,7 +92,8 @@ class SAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Reconstructions of codes X [N, d_sae], sparse or dense: float32 [N, d_in]."""
         sae = self.sae_ if hasattr(self, "sae_") else self._opened()[0]
-        Z: Any = check_array(X, accept_sparse="csr", dtype=np.float32)
+        checked: Any = check_array  # whose annotations come from its defaults
+        Z = checked(X, accept_sparse="csr", dtype=np.float32)
         if Z.shape[1] != sae.config.d_sae:
             raise SplinterpError(f"The SAE has {sae.config.d_sae} latents, and the codes {Z.shape[1]}.")
         parts = [Z[a : a + self.batch_size] for a in range(0, Z.shape[0], self.batch_size)]

@@ -31,7 +31,8 @@ def splice(
         loss = splinterp.splice(bridge, {"blocks.2.hook_resid_post": sae})(ids, return_type="loss")
 
     Args:
-        model: a TransformerBridge, or any model with TransformerLens's hooks. saes: each at the site that its metadata name, or by hook names.
+        model: a TransformerBridge, or any model with TransformerLens's hooks.
+        saes: each at the site that its metadata name, or by hook names.
         where: True where rows are replaced, [B, T]; None: everywhere. It may be set anew for each batch.
 
     Raises:
@@ -48,7 +49,6 @@ def compare(*runs: str | os.PathLike[str] | TrainResult | RefitResult) -> Compar
     """Runs side by side: figures, curves, and the settings in which they differ: `splinterp compare`.
 
     Args:
-        runs: run directories, finished or not, of a sweep all its runs; SAEs in SAELens's format; or results.
 
     Raises:
         SplinterpError: a directory is none of these, or there is nothing to compare.
