@@ -5,9 +5,11 @@ A block of commands or Python behind `<!-- not run: why -->` is only looked at: 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
+import types
 from pathlib import Path
 
 import pytest
@@ -133,12 +135,40 @@ def test_the_documentation_names_every_page_and_what_it_refers_to_exists():
 NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
 
 
+def tool(name: str) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_notebook_runs(path, tmp_path, monkeypatch):
-    """Its cells as they are, in order, in one namespace; and what is kept of their output is no error."""
+def test_a_notebook_runs_and_keeps_such_outputs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": "__main__"}
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), path.name, "exec"), names)
-            assert cell["outputs"] == [] or all(output["output_type"] != "error" for output in cell["outputs"])
+    kept, run = (json.loads(path.read_text(encoding="utf-8")) for _ in range(2))
+    tool("run_notebooks").run(run)
+
+    def kinds(notebook):
+        outputs = [cell.get("outputs", []) for cell in notebook["cells"]]
+        return [[(output["output_type"], sorted(output.get("data", {}))) for output in of_cell] for of_cell in outputs]
+
+    assert kinds(run) == kinds(kept)
+    shown = tool("docs_hooks").markdown(run)
+    assert shown.count("```python") == sum(cell["cell_type"] == "code" for cell in run["cells"])
+    assert "<svg" in shown
+
+
+@pytest.mark.parametrize(
+    ("html", "loads"),
+    [
+        ('<script src="https://unpkg.com/x.js"></script>', True),
+        ('<link rel="stylesheet" href="//fonts.example/css">', True),
+        ("<img alt=x src=http://example.org/a.png>", True),
+        ('<a href="https://arxiv.org/abs/2505.11836">a link that a reader follows</a>', False),
+        ('<link rel="canonical" href="https://example.org/"><script src="assets/a.js"></script><svg xmlns="http://www.w3.org/2000/svg">', False),
+    ],
+)  # fmt: skip
+def test_pages_that_would_load_from_a_network_are_told(html, loads):
+    assert bool(tool("docs_hooks").FETCHED.search(html)) == loads
