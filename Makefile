@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-SOURCES := *.py bench evaluate geometry harvest infer models papers report sae store tests tools train
+SOURCES := *.py api bench evaluate geometry harvest infer models papers report sae store tests tools train
 
-.PHONY: demo test check format test-tl4 test-triton clean
+.PHONY: demo test check format docs test-tl4 test-triton clean
 
 demo: $(VENV)/.installed  ## the main job on the embedded model, offline once installed
 	$(BIN)/splinterp demo
@@ -22,6 +22,16 @@ check: $(VENV)/.installed-dev  ## lint, format, types
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+docs: .venv-docs/.installed  ## the documentation into site/; any warning is an error, and so is a page that would load something from the network
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "The documentation: site/index.html"
+
+# Of its own, without torch: pages are made from the sources' text.
+.venv-docs/.installed: docs/requirements.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip --disable-pip-version-check install --quiet --requirement docs/requirements.txt
+	touch $@
 
 # torch goes first and pinned: left to the resolver, a newer build with gigabytes of CUDA may come instead.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -58,4 +68,4 @@ test-triton: .venv-triton/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-tl4 .venv-triton build *.egg-info
+	rm -rf .venv .venv-docs .venv-tl4 .venv-triton build site *.egg-info

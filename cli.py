@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -19,14 +18,14 @@ from rich.console import Console
 from . import __version__
 from .bench.commands import bench
 from .errors import Interrupted, SaidElsewhere, SplinterpError
+from .export_commands import export
 from .geometry_commands import geometry, spectrum
 from .options import DeviceOption, ForceOption, JsonOption, SiteOption, StoreOption, quantity
 from .papers.commands import reproduce
 from .quantities import format_bytes, parse_bytes, parse_quantity
 from .ranks import speaks_for_all
 from .report_commands import report
-from .sae_commands import encode, evaluate, gap, mlp
-from .sites import site_of
+from .sae_commands import SAEArgument, encode, evaluate, gap, mlp
 
 if TYPE_CHECKING:
     from .store import Store
@@ -190,24 +189,25 @@ def harvest(
     ] = False,
 ) -> None:
     """Stream a model's activations on a text into a store."""
-    from . import harvest as stage
+    from .harvest import HarvestConfig, plan, probe
+    from .harvest import harvest as run
     from .progress import Bar
     from .report.tables import harvest_figures, harvest_speed, print_plan, print_probe
     from .store.places import place
 
-    config = stage.HarvestConfig(
-        model=model, layers=tuple(layer or (TINY_LAYER if model == "tiny" else ())), hooks=tuple(hook or ("resid_post",)), dataset=tuple(dataset or ()) or None, split=split,
+    config = HarvestConfig(
+        model=model, layers=tuple(layer or ()), hooks=tuple(hook or ("resid_post",)), dataset=tuple(dataset or ()) or None, split=split,
         text_column=text_column, tokens_column=tokens_column, packing=packing, skip_tokens=tuple(skip_token or ()), skip_special=skip_special, tokens=tokens, context=context, batch_size=_unless_auto(batch_size, parse_quantity, "--batch-size"), dtype=dtype,
         model_dtype=model_dtype, compile=compile_blocks, device=device, out=place(out), seed=seed, keep_bos=keep_bos, separator=separator, revision=revision,
         trust_remote_code=trust_remote_code, resume=resume, force=force, memory=parse_bytes(memory),
         positions=positions, every=every, drop_outliers=drop_outliers,
     )  # fmt: skip
-    planned = stage.plan(config)
+    planned = plan(config)
     ranks = planned.ranks
     if ranks.rank == 0:
         print_plan(out_console, planned)
     if dry_run:
-        print_probe(out_console, planned, stage.probe(planned))
+        print_probe(out_console, planned, probe(planned))
         return
     spent: dict[str, object] = {}
     with Bar("harvest" if not ranks.several else f"harvest, rank {ranks.rank} of {ranks.world}", tokens // ranks.world) as bar:
@@ -216,7 +216,7 @@ def harvest(
             spent.update(figures)
             bar.update(done, harvest_figures(figures))
 
-        store = stage.harvest(config, progress, planned=planned)
+        store = run(config, progress, planned=planned)
     if store is not None:
         _say_store(store, asked=tokens)
     if spent and ranks.rank == 0:
@@ -496,19 +496,21 @@ def train(
     force: ForceOption = False,
 ) -> None:
     """Train a sparse autoencoder on a store, or (--sweep) several in one pass."""
-    import torch
-
-    from . import store as stores
-    from .devices import choose_device
-    from .ranks import Ranks
+    from .progress import Bar
     from .report.tables import print_results, print_sweep, print_train_plan
-    from .train import TrainOptions, joined_ranks, members, parse_axes, train_sweep
-    from .train import train as run
+    from .train import TrainOptions, job
+    from .train.axes import SWEPT
 
     if tokens and epochs:
         raise typer.BadParameter("give --tokens or --epochs, not both")
     if resume and out is None:
         raise typer.BadParameter("--resume needs the --out of the run to go on with")
+    for name in (axis.partition("=")[0] for axis in sweep or []):
+        source = context.get_parameter_source(name.replace("-", "_"))
+        if (
+            name in SWEPT and name != "seed" and source and source.name == "COMMANDLINE"
+        ):  # --seed still is that of the rows' order
+            raise typer.BadParameter(f"give --{name} or --sweep {name}=…, not both")
     options = TrainOptions(
         method=method, activation=activation, latents=latents, expansion=expansion, k=k, k_start=k_start, k_anneal=k_anneal, l1=l1, l0=l0,
         bandwidth=bandwidth, revive=revive,
@@ -517,39 +519,27 @@ def train(
         beta=beta, ridge=_unless_auto(ridge, float, "--ridge"), decoder_steps=decoder_steps, pursuit=pursuit, jitter=_unless_auto(jitter, float, "--jitter"), solve_every=solve_every, memory_rows=memory_rows,
         last_solve=last_solve, memory=None if memory is None else parse_bytes(memory), precision=precision, seed=seed, order_seed=order_seed,
     )  # fmt: skip
-    ranks = Ranks.of_environment()
-    chosen_device = choose_device(ranks.device(device, torch.cuda.device_count()))
-    group = context.with_resource(joined_ranks(ranks, chosen_device))
-    with group.agreed():
-        axes = parse_axes(sweep or [])
-        for name in axes:
-            source = context.get_parameter_source(name.replace("-", "_"))
-            if name != "seed" and source and source.name == "COMMANDLINE":  # --seed still is that of the rows' order
-                raise typer.BadParameter(f"give --{name} or --sweep {name}=…, not both")
-        opened = stores.open(store)
-        chosen, rows = opened.site(site), opened.split_rows("train")
-        saes = members(options, axes, chosen.d, rows) if axes else []
-        configs = [sae.config for sae in saes] or [options.config(chosen.d, rows)]
-    out = Path(group.tell(str(out or _free_run_name(store, "sweep" if axes else method))))
-    if group.first:
-        print_train_plan(out_console, configs[0], saes, f"{chosen.name} of {store}", rows, out, group.world)
     results: list[MemberResult] = []
-    with _TrainBar(configs[0].rows, shown=group.first) as bar:
-        where = (out, chosen_device, bar.report, force)
-        how: dict[str, Any] = {
-            "resume": resume, "checkpoint_every": 60 * checkpoint_every, "logger": logger, "tell": bar.bar.tell, "group": group
-        }  # fmt: skip
-        if axes:
-            results = train_sweep(opened, chosen.name, saes, *where, **how)
-            summaries = {f" {one.member.name}:": dict(one.summary) for one in results if one.summary}
-        else:
-            summaries = {"": run(opened, chosen.name, configs[0], *where, **how).summary}
-    if not group.first:
+    with job(store, site, options, sweep or (), out, device) as todo:
+        if todo.group.first:
+            print_train_plan(
+                out_console, todo.config, todo.saes, f"{todo.site.name} of {store}", todo.rows, todo.out, todo.group.world
+            )
+        with Bar("train", todo.config.rows, shown=todo.group.first) as bar:
+            how: dict[str, Any] = {
+                "force": force, "resume": resume, "checkpoint_every": 60 * checkpoint_every, "logger": logger
+            }  # fmt: skip
+            if todo.saes:
+                results = todo.train_sweep(bar.report, bar.tell, **how)
+                summaries = {f"{one.member.name}: ": dict(one.summary) for one in results if one.summary}
+            else:
+                summaries = {"": todo.train(bar.report, bar.tell, **how).summary}
+    if not todo.group.first:
         return
-    print_sweep(out_console, results) if axes else print_results(out_console, {method: summaries[""]})
+    print_sweep(out_console, results) if todo.saes else print_results(out_console, {method: summaries[""]})
     for name, summary in summaries.items():
         if warning := (summary["last_solve"] or {}).get("warning"):
-            err_console.print(f"Note:{name} {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+            _note(f"{name}{warning}")
 
 
 app.command("eval")(evaluate)
@@ -560,7 +550,7 @@ app.command()(mlp)
 
 @app.command()
 def refit(
-    sae: Annotated[Path, typer.Argument(help="A run directory, or any SAE in SAELens's format with a linear decoder.")],
+    sae: SAEArgument,
     store: StoreOption,
     site: SiteOption = None,
     out: Annotated[Path | None, typer.Option(help="The directory to write. \\[default: runs/<store>-refit-<date>]")] = None,
@@ -577,27 +567,22 @@ def refit(
     force: ForceOption = False,
 ) -> None:
     """Give an SAE, whoever trained it, the decoder that is optimal for its codes."""
-    from . import store as stores
-    from .devices import choose_device
+    from .api import refit as run
+    from .progress import Bar
     from .report.tables import print_refit
-    from .sae import load_sae
-    from .train import refit as run
 
-    loaded, opened = load_sae(sae), stores.open(store)
-    chosen = opened.site(site or site_of(loaded, opened)).name
     size = None if memory is None else parse_bytes(memory)
-    with _TrainBar(opened.split_rows("train")) as bar:
+    with Bar("refit", None) as bar:
         result = run(
-            loaded, str(sae), opened, chosen, out or _free_run_name(store, "refit"), ridge=_unless_auto(ridge, float, "--ridge"),
-            memory=size, device=choose_device(device), progress=bar.report, force=force,
+            sae, store, out, site=site, ridge=_unless_auto(ridge, float, "--ridge"), memory=size, device=device, force=force,
+            progress=bar.report, tell=_note,
         )  # fmt: skip
     print_refit(out_console, result.directory, result.summary)
-    if warning := result.summary["last_solve"]["warning"]:
-        err_console.print(f"Note: {warning}", style="yellow", markup=False, soft_wrap=True)
 
 
 app.command()(geometry)
 app.command()(spectrum)
+app.command()(export)
 
 
 @app.command()
@@ -613,20 +598,20 @@ def compare(
     force: ForceOption = False,
 ) -> None:
     """Lay runs side by side: figures, curves, and the settings in which they differ."""
-    from .report import compare as report
-    from .report.runs import read_runs
+    from .api import compare as run
+    from .report.compare import print_comparison
 
     if out is not None and out.exists() and not force:
         raise SplinterpError(f"{out} exists already; give another --out, or --force to replace it.")
-    found, lacking = read_runs(runs)
+    found = run(*runs)
     if out is not None:
-        out.write_text(report.page(found, lacking), encoding="utf-8")
+        out.write_text(found.page(), encoding="utf-8")
     if as_json:
-        print(json.dumps(report.as_json(found, lacking), allow_nan=False))
+        print(json.dumps(found.as_json(), allow_nan=False))
         return
-    report.print_comparison(out_console, found)
-    for note in report.notes(found, lacking):
-        err_console.print(f"Note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    print_comparison(out_console, found.runs)
+    for sentence in found.notes:
+        _note(sentence)
 
 
 app.command()(report)
@@ -640,35 +625,15 @@ def demo(out: Annotated[Path, typer.Option(help="Where to leave the store and th
     run_demo(out, out_console)
 
 
-TINY_LAYER = (2,)  # of the embedded model's four: where --layer is left out
-
-
-class _TrainBar:
-    """The progress bar of a training run, whose stages follow one another."""
-
-    def __init__(self, rows: int, shown: bool = True) -> None:
-        from .progress import Bar
-
-        self.bar, self.rows = Bar("train", rows, shown=shown), rows
-
-    def __enter__(self) -> _TrainBar:
-        self.bar.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.__exit__(*error)
-
-    def report(self, stage: str, done: int, total: int, figures: dict[str, float]) -> None:
-        from .progress import shown
-
-        self.bar.update(done, shown(figures), description=stage, total=total)
-
-
 def _unless_auto(text: str, parse: Callable[[str], T], option: str) -> T | None:
     try:
         return None if text == "auto" else parse(text)
     except (ValueError, SplinterpError):
         raise typer.BadParameter(f"'{text}' is neither auto nor a number.", param_hint=option) from None
+
+
+def _note(sentence: str) -> None:
+    err_console.print(f"Note: {sentence}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _say_store(store: Store, asked: int | None = None) -> None:
@@ -683,8 +648,3 @@ def _say_store(store: Store, asked: int | None = None) -> None:
         err_console.print(
             f"Note: {why}, so the store has {store.rows:,} rows and not {asked:,}.", style="yellow", soft_wrap=True
         )
-
-
-def _free_run_name(store: str, method: str) -> Path:
-    name = f"{Path(store).name.removesuffix('.zarr')}-{method}-{datetime.now():%Y%m%d-%H%M%S}"
-    return Path("runs") / name

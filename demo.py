@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from . import harvest as stage
 from . import store as stores
 from .devices import choose_device, suitable_threads
 from .errors import Interrupted, SplinterpError
+from .harvest import HarvestConfig, harvest, plan
 from .progress import Bar, shown
 from .quantities import format_count
 from .report import accumulate, print_contexts, top_contexts, write_report
@@ -97,7 +97,7 @@ def embedded_store(path: Path, tokens: int, console: Console) -> tuple[stores.St
     Raises:
         SplinterpError: another store is there.
     """
-    config = stage.HarvestConfig(layers=(LAYER,), tokens=tokens, out=path, resume=path.exists())
+    config = HarvestConfig(layers=(LAYER,), tokens=tokens, out=path, resume=path.exists())
     if path.exists():
         found = stores.open(path, unfinished=True)
         told = found.attributes
@@ -107,10 +107,10 @@ def embedded_store(path: Path, tokens: int, console: Console) -> tuple[stores.St
             console.print(f"The store that is there is used again: {path}, {found.rows:,} rows.", highlight=False)
             return found, 0
         console.print(f"An interrupted harvest is resumed: {path}.", highlight=False)
-    planned = stage.plan(config)
+    planned = plan(config)
     print_plan(console, planned)
     with Bar("harvest", tokens, unit="tokens") as bar:
-        made = stage.harvest(config, lambda done, figures: bar.update(done, harvest_figures(figures)), planned=planned)
+        made = harvest(config, lambda done, figures: bar.update(done, harvest_figures(figures)), planned=planned)
     if made is None:
         raise SplinterpError("This runs in one process; start it without torchrun.")
     return made, tokens

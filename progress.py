@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -57,11 +59,15 @@ class Bar:
         """Print a sentence above the bar."""
         self._progress.console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
+    def report(self, stage: str, done: int, total: int | None, figures: Mapping[str, Any]) -> None:
+        """What the functions of `api` call on the way."""
+        self.update(done, shown(figures), description=stage, total=total)
+
     def update(self, done: int, figures: str = "", description: str | None = None, total: int | None = None) -> None:
         """Set how much is done, and what is shown beside it."""
         self._progress.update(self._task, completed=done, figures=figures, description=description, total=total)
 
 
-def shown(figures: dict[str, float]) -> str:
+def shown(figures: Mapping[str, Any]) -> str:
     """Figures as they stand beside a bar: "fvu 0.1234  l0 32"."""
     return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())

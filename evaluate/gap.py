@@ -77,7 +77,7 @@ class Gap:
 @torch.no_grad()
 def measure_gap(
     sae: SAE,
-    directory: Path,
+    directory: Path | None,
     x: Tensor,
     mean: Tensor,
     sample: Callable[[], Tensor],
@@ -89,7 +89,7 @@ def measure_gap(
     """Every encoder at every budget on rows x [N, d_in].
 
     Args:
-        directory: where the SAE lies, and MLP encoders beside it, which take part. mean: [d_in], near the rows'.
+        directory: where the SAE lies, and MLP encoders beside it, which take part; None: in memory. mean: [d_in], near the rows'.
         sample: gives training rows, on which an SAE's L0 and penalties are measured.
         encoders: names, beside the native one; DEFAULT and the MLPs if left out. budgets: latents a row; k/4, k/2, k and 2k of the SAE if left out.
 
@@ -134,7 +134,7 @@ class _Errors:
         return self._known[n]
 
 
-def _names(encoders: Sequence[str], directory: Path) -> list[str]:
+def _names(encoders: Sequence[str], directory: Path | None) -> list[str]:
     for name in encoders:
         if name.partition(":")[0] not in NAMES:
             raise SplinterpError(f"There is no encoder '{name}'; there are {', '.join(NAMES)} (or mlp:PATH).")
@@ -217,7 +217,7 @@ def _needed(sae: SAE, x: Tensor, mean: Tensor, points: Sequence[Point], k: int, 
     def enough(some: int) -> bool:
         known = next((p.fvu for p in points if p.encoder == "omp" and p.settings["k"] == some), None)
         if known is None:
-            encoder = make_encoder(sae, EncoderOptions(name="omp", k=some), Path(), lambda: x)
+            encoder = make_encoder(sae, EncoderOptions(name="omp", k=some), None, lambda: x)
             known = float(evaluate_rows(sae, x.split(BATCH), mean, encoder)["fvu"])
         return known <= native.on(len(x))
 

@@ -1,5 +1,6 @@
-"""The geometry of SAEs (SplInterp): power diagrams and regions, and the two ends of the spectrum, k-means and local PCA."""
+"""The geometry of SAEs (SplInterp): power diagrams and regions, and the two ends of the spectrum, k-means and local PCA. Called, it is `splinterp.api.geometry`."""
 
+from ..callable_packages import make_callable
 from .borders import Border, nearest_border
 from .kmeans import Cells, kmeans_centres
 from .local_pca import LocalPCA, RegionMoments, rank_rule, region_cost
@@ -49,3 +50,5 @@ __all__ = [
     "spectrum",
     "survey",
 ]
+
+make_callable(__name__)

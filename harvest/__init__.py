@@ -1,6 +1,7 @@
-"""Model and text to activations in a store."""
+"""Model and text to activations in a store. Called, it is `splinterp.api.harvest`."""
 
-from .config import HarvestConfig
+from ..callable_packages import make_callable
+from .config import HarvestConfig, HarvestSettings
 from .mixture import open_texts
 from .plan import Plan, plan
 from .probe import Probe, probe
@@ -10,6 +11,7 @@ from .text import TextSource, open_text
 
 __all__ = [
     "HarvestConfig",
+    "HarvestSettings",
     "Plan",
     "Probe",
     "TextSource",
@@ -21,3 +23,5 @@ __all__ = [
     "stdlib_documents",
     "stdlib_files",
 ]
+
+make_callable(__name__)

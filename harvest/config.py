@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
 
 from ..errors import ModelError, SplinterpError, TextError
 from ..store.places import AnyPath, place
@@ -11,11 +13,42 @@ from .hooks import HOOKS, site_name
 from .selection import parse_positions
 
 EMBEDDED = "tiny"
+EMBEDDED_LAYER = 2
 STORE_DTYPES = ("bfloat16", "float16", "float32")
 SEPARATORS = ("bos", "eos", "none")
 PACKINGS = ("packed", "document")
 # The Pile without its copyrighted parts: plain .jsonl.zst files, no loading script, and what SAE papers commonly use.
 HUB_DATASET = "monology/pile-uncopyrighted"
+
+
+class HarvestSettings(TypedDict, total=False):
+    """What `splinterp.harvest` takes besides model, layers, hooks and dataset: fields of `HarvestConfig`, by their names."""
+
+    tokens: int
+    out: AnyPath
+    split: str
+    text_column: str
+    tokens_column: str | None
+    context: int
+    packing: str
+    batch_size: int | None
+    dtype: str
+    model_dtype: str
+    compile: bool
+    device: str
+    seed: int
+    keep_bos: bool
+    skip_tokens: tuple[int, ...]
+    skip_special: bool
+    positions: str | None
+    every: int
+    drop_outliers: float | None
+    separator: str
+    revision: str | None
+    trust_remote_code: bool
+    memory: int
+    resume: bool
+    force: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +59,12 @@ class HarvestConfig:
         SplinterpError: a value that cannot be, naming it and what may stand there.
     """
 
-    tokens: int
+    tokens: int = 1_000_000
     """Rows a site in the store, exactly; rows left out (BOS, separators) do not count."""
-    layers: tuple[int, ...]
-    """Blocks to harvest at, counted from 0; all in one forward pass. Kept sorted, without repetitions."""
-    out: AnyPath
+    layers: tuple[int, ...] = ()
+    """Blocks to harvest at, counted from 0; all in one forward pass. Kept sorted, without repetitions. Of the embedded model, if none
+    is named, the third of its four."""
+    out: AnyPath = Path("acts.zarr")
     """The store to write."""
     model: str = EMBEDDED
     """"tiny", a Hugging Face directory, or a TransformerLens or hub name."""
@@ -92,7 +126,8 @@ class HarvestConfig:
     """Replace a store at `out`."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
+        layers = self.layers or ((EMBEDDED_LAYER,) if self.model == EMBEDDED else ())
+        object.__setattr__(self, "layers", tuple(sorted(set(layers))))
         object.__setattr__(self, "out", place(self.out))
         if not self.layers:
             raise ModelError("No layer to harvest was given; name at least one, for example --layer 2.")

@@ -22,7 +22,7 @@ BATCH = 4096
 @torch.no_grad()
 def encode_store(
     sae: SAE,
-    source: str,
+    source: Path | None,
     encoder: Encoder,
     store: Store,
     site: str,
@@ -38,7 +38,7 @@ def encode_store(
     Memory does not grow with the number of rows.
 
     Args:
-        source: where the SAE lies. device: that rows are encoded on. progress: told how many rows are done.
+        source: where the SAE lies; None: in memory. device: that rows are encoded on. progress: told how many rows are done.
 
     Raises:
         StoreError: `out` is taken, or rows cannot be read. SplinterpError: what the encoder raises.
@@ -55,7 +55,7 @@ def encode_store(
                 progress(done)
 
     attributes = {
-        "sae": str(Path(source).absolute()), "sae_fingerprint": sae_fingerprint(sae), "store": str(store.path.absolute()),
+        "sae": str(source.absolute()) if source else None, "sae_fingerprint": sae_fingerprint(sae), "store": str(store.path.absolute()),
         "store_fingerprint": store.fingerprint, "site": site, "split": split, "encoder": encoder.name, "encoder_settings": encoder.settings,
         "splinterp_version": __version__,
     }  # fmt: skip

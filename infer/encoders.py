@@ -73,8 +73,8 @@ class Encoder:
         return self.encode(x)
 
 
-def make_encoder(sae: SAE, options: EncoderOptions, directory: Path, sample: Callable[[], Tensor]) -> Encoder:
-    """The encoder that the options speak of, for `sae`, which lies in `directory`.
+def make_encoder(sae: SAE, options: EncoderOptions, directory: Path | None, sample: Callable[[], Tensor]) -> Encoder:
+    """The encoder that the options speak of, for `sae`, which lies in `directory` (None: in memory alone).
 
     Left out, k is the SAE's own or, of an SAE that has none, its L0 rounded; λ is one that comes to about that L0; values are
     signed of an abstopk SAE alone; ls and ito start from the SAE's encoder, the others from nothing.

@@ -100,12 +100,13 @@ def save_mlp(mlp: MlpEncoder, sae: SAE, directory: Path, told: dict[str, Any]) -
     return weights
 
 
-def mlps_of(directory: Path) -> list[Path]:
-    """The weights of the MLP encoders in a directory, the narrowest first."""
-    return sorted(directory.glob(mlp_paths(Path(), "*")[0].name), key=lambda path: (len(path.name), path.name))
+def mlps_of(directory: Path | None) -> list[Path]:
+    """The weights of the MLP encoders in a directory, the narrowest first; none of an SAE in memory."""
+    found = directory.glob(mlp_paths(Path(), "*")[0].name) if directory else ()
+    return sorted(found, key=lambda path: (len(path.name), path.name))
 
 
-def find_mlp(sae: SAE, directory: Path, path: Path | None = None) -> tuple[MlpEncoder, Path]:
+def find_mlp(sae: SAE, directory: Path | None, path: Path | None = None) -> tuple[MlpEncoder, Path]:
     """The MLP encoder at `path`, or the only one in the SAE's directory, and where it lies.
 
     Raises:
@@ -113,6 +114,8 @@ def find_mlp(sae: SAE, directory: Path, path: Path | None = None) -> tuple[MlpEn
     """
     if path is None:
         found = mlps_of(directory)
+        if directory is None:
+            raise SplinterpError("An SAE in memory has no MLP encoder beside it; name one: --encoder mlp:PATH.")
         if not found:
             raise SplinterpError(f"There is no MLP encoder in {directory}; `splinterp mlp {directory} --store …` trains one.")
         if len(found) > 1:

@@ -62,14 +62,23 @@ def print_comparison(console: Console, runs: Sequence[RunSeen]) -> None:
 
 def page(runs: Sequence[RunSeen], lacking: Sequence[str]) -> str:
     """The whole HTML page: every text in it is escaped, and it fetches nothing."""
-    settings, best = differing(runs), _best(runs)
-    figures = [[run.name, *figures_of(run)] for run in runs]
-    differ = [[run.name, *(_told(values[i]) for values in settings.values())] for i, run in enumerate(runs)]
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
         f"<title>{len(runs)} runs compared</title><style>{STYLE}</style></head><body>",
         f"<h1>{len(runs)} runs compared</h1>",
+        *body(runs, lacking),
+        "</body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def body(runs: Sequence[RunSeen], lacking: Sequence[str]) -> list[str]:
+    """What stands on the page below its title."""
+    settings, best = differing(runs), _best(runs)
+    figures = [[run.name, *figures_of(run)] for run in runs]
+    differ = [[run.name, *(_told(values[i]) for values in settings.values())] for i, run in enumerate(runs)]
+    return [
         *(f'<p class="note">{escape(note)}</p>' for note in notes(runs, lacking)),
         "<h2>Figures</h2><p>On held-out rows; dead: the share of latents that fired on none of them.</p>",
         html_table(("run", *FIGURES), figures, best),
@@ -79,9 +88,8 @@ def page(runs: Sequence[RunSeen], lacking: Sequence[str]) -> str:
         "them, with the time of its last solve.</p>",
         '<div class="plots">',
         *plots(runs),
-        "</div></body></html>",
+        "</div>",
     ]
-    return "\n".join(parts) + "\n"
 
 
 def plots(runs: Sequence[RunSeen]) -> list[str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from dataclasses import asdict, dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import SplinterpError
 from ..quantities import format_count, json_safe
+from .picture import Picture
 from .plots import Axis, Series, plot
 from .tables import print_whole
 
@@ -19,8 +23,49 @@ if TYPE_CHECKING:
 HEADS = ("encoder", "budget", "L0", "FVU", "of native", "FLOP/row", "rows/s", "rows")
 
 
+FILES = ("gap.svg", "gap.md", "gap.json")
+
+
+@dataclass(frozen=True)
+class GapReport:
+    """A measured gap, and what it is of: what `splinterp.gap` returns. A notebook shows the plot."""
+
+    gap: Gap
+    about: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """What `gap --json` prints."""
+        return {**self.about, **as_json(self.gap)}
+
+    @property
+    def headline(self) -> str:
+        """The gap in a sentence."""
+        return headline(self.gap)
+
+    @property
+    def picture(self) -> Picture:
+        """FVU against L0, a line an encoder."""
+        return Picture(gap_plot(self.gap))
+
+    def save(self, directory: Path) -> None:
+        """Write gap.svg, gap.md and gap.json into a folder, which is made if need be."""
+        directory.mkdir(parents=True, exist_ok=True)
+        contents = (self.picture.svg, markdown(self.gap), json.dumps(self.as_json(), indent=2, allow_nan=False) + "\n")
+        for name, content in zip(FILES, contents, strict=True):
+            (directory / name).write_text(content, encoding="utf-8")
+
+    def _repr_svg_(self) -> str:
+        return self.picture.svg
+
+
+def check_gap_free(directory: Path | None, force: bool) -> None:
+    """See that nothing would be replaced unasked. Raises SplinterpError otherwise."""
+    if directory is not None and not force and any((directory / name).exists() for name in FILES):
+        raise SplinterpError(f"{directory} has a gap already; give another --out, or --force to replace it.")
+
+
 def as_json(gap: Gap) -> dict[str, Any]:
-    """What `gap --json` prints: every point, and the headline in numbers and words."""
+    """Every point, and the headline in numbers and words, as plain JSON."""
     native, omp = gap.points[0], gap.at("omp", gap.k)
     return {
         "k": gap.k,

@@ -183,3 +183,21 @@ def test_mistakes_have_their_sentences(tmp_path):
     cfg.write_text(json.dumps(json.loads(cfg.read_text()) | {"architecture": "topk", "normalize_activations": "layer_norm"}))
     with pytest.raises(SAEError, match="layer_norm"):
         load_sae(tmp_path / "c")
+
+
+@pytest.mark.parametrize("architecture", ["BatchTopK", "MatryoshkaBatchTopK"])
+def test_we_load_what_saelens_trained_with_batchtopk(architecture, tmp_path):
+    """SAELens, too, saves them as jumprelu, with the threshold that training has learnt."""
+    sae_lens = pytest.importorskip("sae_lens")
+    extra = {"matryoshka_widths": [D_SAE // 2, D_SAE]} if architecture.startswith("M") else {}
+    config = getattr(sae_lens, f"{architecture}TrainingSAEConfig")(d_in=D_IN, d_sae=D_SAE, k=K, **extra)
+    trained, x = getattr(sae_lens, f"{architecture}TrainingSAE")(config), rows()
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.copy_(torch.randn(parameter.shape))
+        trained.topk_threshold.fill_(0.7)
+    trained.save_inference_model(str(tmp_path))
+    theirs, ours = sae_lens.SAE.load_from_disk(str(tmp_path)), load_sae(tmp_path)
+    assert ours.config.architecture == "jumprelu"
+    assert (theirs.encode(x) - dense(ours, x)).abs().max() <= 1e-5
+    assert (theirs(x) - ours(x)).abs().max() <= 1e-4

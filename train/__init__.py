@@ -1,5 +1,6 @@
-"""Training: PAM-SGD with a decoder in closed form, and the Adam baseline."""
+"""Training: PAM-SGD with a decoder in closed form, and the Adam baseline. Called, it is `splinterp.api.train`."""
 
+from ..callable_packages import make_callable
 from .auto import auto_batch_size, auto_lr
 from .axes import Member, members, parse_axes
 from .config import TrainConfig
@@ -7,11 +8,12 @@ from .decoder import Decoder, Penalties, solve_decoder
 from .directory import remove_run
 from .gram import Statistics
 from .group import ALONE, Group, joined_ranks
+from .job import Job, free_run_name, job
 from .last_solve import LastSolve, last_solve
 from .refit import RefitResult, refit
 from .rows import check_width, raw_rows
 from .run import train
-from .settings import TrainOptions
+from .settings import TrainOptions, TrainSettings
 from .stages import TrainResult
 from .sweep import MemberResult, train_sweep
 
@@ -19,6 +21,7 @@ __all__ = [
     "ALONE",
     "Decoder",
     "Group",
+    "Job",
     "LastSolve",
     "Member",
     "MemberResult",
@@ -28,9 +31,12 @@ __all__ = [
     "TrainConfig",
     "TrainOptions",
     "TrainResult",
+    "TrainSettings",
     "auto_batch_size",
     "auto_lr",
     "check_width",
+    "free_run_name",
+    "job",
     "joined_ranks",
     "last_solve",
     "members",
@@ -42,3 +48,5 @@ __all__ = [
     "train",
     "train_sweep",
 ]
+
+make_callable(__name__)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TypedDict
 
+from ..errors import SplinterpError
 from .auto import auto_batch_size, auto_lr
 from .config import TrainConfig
 from .effects import no_effect, refuse
@@ -13,9 +15,8 @@ EXPANSION, K = 8, 32
 L1 = 5.0  # of relu
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    """The options of `train` that decide what is trained, by their names; None: left out, or auto. See `TrainConfig` for their meaning."""
+class TrainSettings(TypedDict, total=False):
+    """What `splinterp.train` takes of `TrainOptions`, by the same names."""
 
     method: str
     activation: str
@@ -53,6 +54,51 @@ class TrainOptions:
     seed: int
     order_seed: int | None
 
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The options of `train` that decide what is trained, by their names, as the command line has them; None: left out, or auto.
+
+    `latents` is `TrainConfig`'s d_sae, or `expansion` times d_in (8); `tokens` its rows, or `epochs` times the training rows (1). For the others
+    see `TrainConfig`.
+    """
+
+    method: str = "pam"
+    activation: str = "topk"
+    latents: int | None = None
+    expansion: int | None = None
+    k: int | None = None
+    k_start: int | None = None
+    k_anneal: float | None = None
+    l1: float | None = None
+    l0: float | None = None
+    bandwidth: float | None = None
+    revive: str = "auxk"
+    tokens: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    warmup: float | None = None
+    decay: float = 1.0
+    encoder_steps: int = 1
+    mu_enc: float | None = None
+    nu_enc: float | None = None
+    mu_dec: float | None = None
+    nu_dec: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    ridge: float | None = None
+    decoder_steps: bool | None = None
+    pursuit: float | None = None
+    jitter: float | None = None
+    solve_every: int | None = None
+    memory_rows: int | None = None
+    last_solve: bool | None = None
+    memory: int | None = None
+    precision: str = "auto"
+    seed: int = 0
+    order_seed: int | None = None
+
     @property
     def solves_last(self) -> bool:
         """Whether there is a last solve: for pam if nothing is said."""
@@ -64,6 +110,8 @@ class TrainOptions:
         Raises:
             SplinterpError: an option is out of its range, does not go with another one, or has no effect.
         """
+        if self.tokens is not None and self.epochs is not None:
+            raise SplinterpError("Rows to train on are told by --tokens or by --epochs, not by both.")
         rows = self.tokens if self.tokens is not None else (self.epochs or 1) * training_rows
         as_given = {field.name: getattr(self, field.name, None) for field in fields(TrainConfig)}
         relu = self.activation == "relu"
