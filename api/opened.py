@@ -16,6 +16,7 @@ from ..errors import SplinterpError
 from ..infer import Encoder, EncoderOptions, make_encoder
 from ..sae import SAE
 from ..sae import load_sae as read_sae
+from ..sites import site_of
 from ..store import Site, Store
 from ..store.batches import Split
 from ..store.places import Location
@@ -100,16 +101,6 @@ def load_sae(sae: AnySAE, device: str | torch.device = "cpu") -> SAE:
 def told(directory: Path | None) -> str:
     """Where an SAE lies, in words."""
     return "memory" if directory is None else str(directory)
-
-
-def site_of(sae: SAE, store: Store) -> str | None:
-    """The site that an SAE says it belongs to; none if it says nothing, or the store has just one."""
-    name = sae.config.metadata.get("hook_name")
-    if isinstance(name, str) and name not in store.sites:
-        raise SplinterpError(
-            f"The SAE belongs to {name}, and {store.path} has {', '.join(store.sites)}; if you mean it, name one with --site."
-        )
-    return name if isinstance(name, str) else None
 
 
 def split_of(name: str) -> Split:
