@@ -22,10 +22,11 @@ from ..infer.codes_store import check_free
 from ..infer.encode import encode_store
 from ..report.gap import GapReport, check_gap_free
 from ..report.geometry import draw_spectrum
+from ..sites import site_of
 from ..store import Store
 from ..store.places import Location, place
 from ..train import check_width
-from .opened import AnySAE, AnyStore, open_both, open_sae, site_of, split_of, told
+from .opened import AnySAE, AnyStore, open_both, open_sae, split_of, told
 from .progress import Progress, Tell, counted, first, log
 
 
