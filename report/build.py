@@ -16,6 +16,7 @@ from ..quantities import json_safe
 from ..sae import SAE, load_sae
 from ..sites import site_of
 from ..store import Store
+from ..store.places import Location
 from .directions import Directions, directions
 from .latents import LatentSeen, chosen_latents, contexts_of, look_at
 from .runs import METRICS, RUN, SUMMARY, RunSeen, different_stores, read_lines, read_object, read_run
@@ -69,7 +70,7 @@ class Report:
 
 def make_report(
     run: Path,
-    store: str | Path | Store | None,
+    store: Location | Store | None,
     *,
     site: str | None,
     model: str | None,

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import SplinterpError
 from ..store import Store
 from ..store.files import write_bytes
+from ..store.places import Location
 from .build import LATENTS, Progress, as_json, make_report
 from .page import page
 from .statistics import LatentStatistics
@@ -16,7 +17,7 @@ from .statistics import LatentStatistics
 
 def write_report(
     run: str | Path,
-    store: str | Path | Store | None = None,
+    store: Location | Store | None = None,
     out: str | Path = "report.html",
     *,
     site: str | None = None,

@@ -51,9 +51,12 @@ def nearest(centres: Array, weights: Array, k: int = 1) -> Callable[[Array], lis
 
 def nearest_in_space(centres: Array, height: float = 0.0) -> Callable[[Array], list[Active]]:
     """The nearest of centres [G, 3] to points of the plane at a height, by a k-d tree: knows of no weights."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
-    tree = cKDTree(centres)
-    return lambda points: [
-        frozenset((i,)) for i in tree.query(np.column_stack([points, np.full(len(points), height)]))[1].tolist()
-    ]
+    tree = KDTree(centres)
+
+    def owners(points: Array) -> list[Active]:
+        found: Any = tree.query(np.column_stack([points, np.full(len(points), height)]))[1]
+        return [frozenset((i,)) for i in found.tolist()]
+
+    return owners

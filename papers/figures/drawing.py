@@ -125,8 +125,8 @@ def figure_7(points: Array, weights: Array, floor: PlanarCells, height: str, top
     for n, (x, y, z) in enumerate(points):
         colour = FILLS[numbers[frozenset((n,))] % len(FILLS)] if frozenset((n,)) in numbers else "white"
         space.plot([x, x], [y, y], [0, z], color=BLACK, linewidth=0.9, linestyle=":", zorder=8)
-        space.scatter([x], [y], [z], color=[colour], edgecolors=BLACK, s=70, depthshade=False, zorder=10)
-        space.scatter([x], [y], [0], color=BLACK, marker="x", s=18, depthshade=False, zorder=9)
+        space.scatter(x, y, z, color=[colour], edgecolors=BLACK, s=70, depthshade=False, zorder=10)
+        space.scatter(x, y, 0, color=BLACK, marker="x", s=18, depthshade=False, zorder=9)
     space.set(xlim=(left, right), ylim=(front, back), zlim=(0, top), xticks=[], yticks=[], xlabel="x", ylabel="y")
     space.set_zlabel(height if height == "h" else "height above the plane")
     space.set_box_aspect((right - left, back - front, top))

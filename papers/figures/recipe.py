@@ -79,7 +79,8 @@ def _figure_5() -> Drawn:
     none = np.zeros(len(points))
     voronoi = planar_cells(*as_affine(points, none), 1, BOX_5)
     power = planar_cells(*as_affine(points, weights), 1, BOX_5)
-    kmeans = KMeans(CLUSTERS, n_init=10, random_state=SEED).fit(rows)
+    tries: dict[str, Any] = {"n_init": 10}  # whose annotation says str, of its default
+    kmeans: Any = KMeans(CLUSTERS, random_state=SEED, **tries).fit(rows)
     clusters = planar_cells(*as_affine(kmeans.cluster_centers_, np.zeros(CLUSTERS)), 1, BOX_5)
     classifier = KNeighborsClassifier(1).fit(points, classes)
 

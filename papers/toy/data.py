@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,7 +51,8 @@ def kmeans_regions(x: Tensor, clusters: int) -> Regions:
     """By scikit-learn's k-means from ten beginnings of k-means++; at most as many clusters as there are points."""
     from sklearn.cluster import KMeans
 
-    found = KMeans(min(clusters, len(x)), n_init=10, random_state=KMEANS_SEED).fit(x.double().numpy())
+    tries: dict[str, Any] = {"n_init": 10}  # whose annotation says str, of its default
+    found: Any = KMeans(min(clusters, len(x)), random_state=KMEANS_SEED, **tries).fit(x.double().numpy())
     return Regions(torch.from_numpy(found.cluster_centers_), pca_of(x, torch.from_numpy(found.labels_).long()))
 
 
