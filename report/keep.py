@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 BINS = 64
-MOST_PENDING = 2**18  # entries that may wait to be sorted in
+MOST_WAITING = 2**18  # entries that may wait to be sorted in
 _NOTHING = -(2**20)  # an exponent
 _LEVELS = BINS.bit_length() - 1
 
@@ -25,23 +25,26 @@ class Kept:
         self.keys = np.full((d_sae, m), np.inf)
         self.values = np.zeros((d_sae, m), np.float32)
         self.rows = np.full((d_sae, m), -1, np.int64)
-        self._pending: list[tuple[np.ndarray, ...]] = []
+        # Entries that wait have room of their own from the start: small arrays that live on between the large ones of every batch would keep the
+        # allocator from using that memory again.
+        self._room = tuple(np.empty(MOST_WAITING, dtype) for dtype in (np.int64, np.float64, np.float32, np.int64))
         self._waiting = 0
 
     def add(self, latent: np.ndarray, key: np.ndarray, value: np.ndarray, row: np.ndarray) -> None:
         """Take entries, each array [n]; of equal keys the lower row is kept."""
-        worth = key <= self.keys[latent, -1]  # others cannot enter, and after some batches that is nearly all
-        self._pending.append(tuple(one[worth] for one in (latent, key, value, row)))
-        self._waiting += len(self._pending[-1][0])
-        if self._waiting > MOST_PENDING:
-            self.settle()
+        worth = np.flatnonzero(key <= self.keys[latent, -1])  # others cannot enter, and after some batches that is nearly all
+        while len(worth):
+            some, worth = np.split(worth, [MOST_WAITING - self._waiting])
+            for room, new in zip(self._room, (latent, key, value, row), strict=True):
+                room[self._waiting : self._waiting + len(some)] = new[some]
+            self._waiting += len(some)
+            if self._waiting == MOST_WAITING:
+                self.settle()
 
     def settle(self) -> None:
         """Sort in the entries that wait."""
-        if not self._waiting:
-            return
-        latent, key, value, row = (np.concatenate(part) for part in zip(*self._pending, strict=True))
-        self._pending, self._waiting = [], 0
+        latent, key, value, row = (room[: self._waiting] for room in self._room)
+        self._waiting = 0
         touched, m = np.unique(latent), self.keys.shape[1]
         latent = np.concatenate([np.repeat(touched, m), latent])
         key, value, row = (

@@ -49,12 +49,12 @@ ENTRIES = some.lists(some.tuples(some.integers(0, 3), some.integers(1, 9)), max_
 def test_what_is_kept_is_what_a_sort_of_everything_gives_however_it_is_cut(entries, m, cuts):
     """Strengths that are often equal: then the lower row is kept."""
     latent, strength = (np.array([e[i] for e in entries], np.int64) for i in (0, 1))
-    kept, row = Kept(4, m), np.arange(len(entries))
-    for part in np.split(row, sorted(min(c, len(row)) for c in cuts)):
-        kept.add(latent[part], -strength[part].astype(float), strength[part].astype(np.float32), part)
-        if len(part) % 2:
-            kept.settle()
-    kept.settle()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("splinterp.report.keep.MOST_WAITING", 7)
+        kept, row = Kept(4, m), np.arange(len(entries))
+        for part in np.split(row, sorted(min(c, len(row)) for c in cuts)):
+            kept.add(latent[part], -strength[part].astype(float), strength[part].astype(np.float32), part)
+        kept.settle()
     for i in range(4):
         own = sorted((-strength[r], r) for r in row[latent == i])[:m]
         assert kept.rows[i].tolist() == [r for _, r in own] + [-1] * (m - len(own))
