@@ -38,7 +38,7 @@ class Sizes:
             raise SplinterpError(
                 f"{site} has {d} dimensions, which makes {sizes.latents} latents; give --latents, {SMALLEST} or more."
             )
-        needed, there = sizes.of(N), store.split_rows("train")
+        needed, there = sizes.rows, store.split_rows("train")
         if there < needed or not store.split_rows("validation"):
             raise SplinterpError(
                 f"{store.path} has {there:,} training and {store.split_rows('validation'):,} validation rows, and {sizes.latents:,} latents "
@@ -46,7 +46,13 @@ class Sizes:
             )
         return sizes
 
+    @property
+    def rows(self) -> int:
+        """Training rows."""
+        return self.of(N)
+
     def of(self, papers: float) -> int:
+        """One of the paper's numbers, in proportion."""
         return max(1, round(papers * self.latents / D_SAE))
 
 

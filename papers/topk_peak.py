@@ -94,7 +94,7 @@ def run(config: TopKPeak, store: Store, site: str, out: Path, progress: Progress
                 }  # fmt: skip
                 cell = cells.find(identity)
                 if cell is None:
-                    data = data or ZScored.of(store, site, sizes.of(N), seed)
+                    data = data or ZScored.of(store, site, sizes.rows, seed)
                     cell = cells.add(identity, _cell(data, sizes, rows, identity["epochs"], RIDGES[ridge], seed))
                 found.setdefault((encoder, ridge, rows), []).append(cell)
                 done += 1
