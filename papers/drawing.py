@@ -14,14 +14,14 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from ..report.plots import COLOURS
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10, "legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9,
     "axes.grid": True, "grid.color": "#e4e4e4", "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
-    "legend.frameon": False, "figure.dpi": 100, "svg.fonttype": "path",
+    "legend.frameon": False, "figure.dpi": 100, "svg.fonttype": "path", "svg.hashsalt": "splinterp",
 }  # fmt: skip
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 LARGEST = 1e30  # that is drawn
@@ -62,7 +62,7 @@ def lines(
     axes: Axes, title: str, x: str, y: str, drawn: Sequence[Line], *, log_x: bool = False, log_y: bool = False,
     ticks: Sequence[tuple[float, str]] = (), legend: bool = True,
 ) -> None:  # fmt: skip
-    """Lines with error bars; `ticks`: the values of x that are told, and how. Where there is nothing to draw, the panel says so."""
+    """Lines with error bars; `ticks`: the values of x that are told, and how (where there are none, and x is not logarithmic: whole numbers). Where there is nothing to draw, the panel says so."""
     axes.set_title(title, loc="left")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -91,6 +91,8 @@ def lines(
         axes.xaxis.set_major_locator(NullLocator())
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks([value for value, _ in ticks], [told for _, told in ticks])
+    elif not log_x:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if log_y:
         _plain_decades(axes)
     if legend:
@@ -108,7 +110,7 @@ def images(axes: Axes, pixels: np.ndarray, title: str, diverging: bool = False) 
 def img(figure: Figure, told: str, form: str = "svg") -> str:
     """An <img> that holds the figure (svg, or png where it is made of pixels); `told` is for those who do not see it."""
     held = io.BytesIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "splinterp"}):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(held, format=form, metadata={"Date": None} if form == "svg" else None, dpi=120)
     kind = {"svg": "svg+xml", "png": "png"}[form]
     return f'<img alt="{escape(told, quote=True)}" src="data:image/{kind};base64,{base64.b64encode(held.getvalue()).decode()}">'
@@ -124,8 +126,6 @@ def _plain_decades(axes: Axes) -> None:
     few = high / low < 40
     subs = (1.0, 2.0, 5.0) if few and high / low > 3 else tuple(float(n) for n in range(1, 10)) if few else (1.0,)
     if high / low < 2:
-        from matplotlib.ticker import MaxNLocator
-
         axes.yaxis.set_major_locator(MaxNLocator(5))
     else:
         axes.yaxis.set_major_locator(LogLocator(subs=subs))

@@ -135,8 +135,7 @@ def beats(preset: str, of: Of) -> Evidence:
     """See the module."""
     base, points = baseline_of(preset), of["sizes"]
     few = [clearly(ratio(p, "pam", base)) for p in points if p["x"] <= FEW]
-    against = f"PAM/{'SGD' if base == 'sgd' else 'Adam'}"
-    told = f"{against} at {_listed(points)}: {', '.join(told_ratio(ratio(p, 'pam', base)) for p in points)}"
+    told = f"{_against(base)} at {_listed(points)}: {', '.join(told_ratio(ratio(p, 'pam', base)) for p in points)}"
     if preset == "strong":
         for arm, name in (("adam+solve", "Adam + last solve"), ("alternation", "alternation")):
             other = (arm, "adam") if arm == "alternation" else ("pam", arm)
@@ -154,7 +153,8 @@ def mostly_there(preset: str, of: Of) -> Evidence:
         )
         for small in (True, False)
     )
-    return Evidence(f"mean advantage {few:+.1%} up to 25 %, {many:+.1%} beyond", few > max(many, MARGIN))
+    told = f"{_against(base)} {math.exp(-few):.3g} on the mean up to 25 %, {math.exp(-many):.3g} beyond"
+    return Evidence(told, few > max(many, MARGIN))
 
 
 def sparser(preset: str, of: Of) -> Evidence:
@@ -207,7 +207,7 @@ def decay(preset: str, of: Of) -> Evidence:
     base, points = baseline_of(preset), of["weight-decay"]
     ahead = [clearly(ratio(p, "pam", base)) for p in points]
     told = ", ".join(f"{p['label']}: {told_ratio(ratio(p, 'pam', base))}" for p in points)
-    return Evidence(f"PAM/{'SGD' if base == 'sgd' else 'Adam'} at {told}", ahead.count(-1) > len(ahead) / 2 and 1 not in ahead)
+    return Evidence(f"{_against(base)} at {told}", ahead.count(-1) > len(ahead) / 2 and 1 not in ahead)
 
 
 def penalties(preset: str, of: Of) -> Evidence:
@@ -222,6 +222,10 @@ def penalties(preset: str, of: Of) -> Evidence:
 
 def _mean(values: Sequence[float | None]) -> float:
     return math.inf if None in values else statistics.fmean(v for v in values if v is not None)
+
+
+def _against(base: str) -> str:
+    return f"PAM/{'SGD' if base == 'sgd' else 'Adam'}"
 
 
 def _listed(points: Points) -> str:

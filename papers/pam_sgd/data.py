@@ -34,16 +34,32 @@ class Split(NamedTuple):
 
 
 class Data(Protocol):
-    """Attributes:
-    fingerprint: of the rows. told: what they are, for readers. rows: of the whole training set. d_in: their width. image: whether they are
-        SIDE × SIDE pixels.
-    """
+    """Rows to train on and to report, by seed."""
 
-    fingerprint: str
-    told: dict[str, Any]
-    rows: int
-    d_in: int
-    image: bool
+    @property
+    def fingerprint(self) -> str:
+        """Of the rows."""
+        ...
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What they are, for readers."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """In the whole training set."""
+        ...
+
+    @property
+    def d_in(self) -> int:
+        """Their width."""
+        ...
+
+    @property
+    def image(self) -> bool:
+        """Whether they are SIDE × SIDE pixels."""
+        ...
 
     def split(self, seed: int, rows: int, over_all: bool = False) -> Split:
         """The first `rows` training rows in this seed's order; with fewer, some of the same. `over_all`: normalised as the paper's code does."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..gemma import SHARES, Sizes
 from .published import Published
@@ -165,7 +166,7 @@ def _published(site: Site, rows: int, extent: Extent, preset: Preset, activation
 def _strong(site: Site, rows: int, extent: Extent, preset: Preset, activation: Activation) -> Iterator[Point]:
     effort, relu = extent.effort, activation == "relu"
 
-    def job(trainer: Trainer, n: int, updates: int = 1, **more: float) -> Strong:
+    def job(trainer: Trainer, n: int, updates: int = 1, **more: Any) -> Strong:
         # With ReLU the product's PAM-SGD is Adam with the last solve.
         alone = relu and trainer == "pam" and updates == 1 and not more
         return strong(site, activation, "adam" if alone else trainer, n, effort, updates, **more)
@@ -189,7 +190,7 @@ def _strong(site: Site, rows: int, extent: Extent, preset: Preset, activation: A
         yield point("updates", updates, str(updates), n, {"pam": (job("pam", n, updates), SOLVED)})
     for value in extent.decays:
         weight = decay_of(value, n, site.d_in)
-        more = {"alpha": weight, "beta": weight} if value else {}
+        more: dict[str, Any] = {"alpha": weight, "beta": weight} if value else {}
         yield point("weight-decay", value, f"{value:g}", n, {**adams(job("adam", n)), "pam": (job("pam", n, **more), SOLVED)})
     for value in extent.mu_nus:
         own = value * site.weight

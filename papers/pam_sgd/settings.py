@@ -25,7 +25,7 @@ DIFFERENCES = (
     ("TopK", "K largest pre-activations", "K largest magnitudes, signs kept", "the same", "K largest pre-activations"),
     ("order", "encoder's epoch, then the solve", "the same", "solve, then the encoder's epoch; evaluated with the old decoder",
      "gradient steps on both, one solve at the end (alternation: solves on the way)"),
-    ("solve", "Theorem C.1: centred, with bias, α and β 1e-6", "uncentred, + 1e-6·I; bias: the mean residual after it",
+    ("solve", "Theorem C.1: centred, with bias; α 1e-6 (LLM: β too, and µ = ν 1e-3)", "uncentred, + 1e-6·I; bias: the mean residual after it",
      "uncentred, effective ridge 1e-10; bias: the mean residual after it", "Theorem C.1, ridge chosen on validation rows"),
     ("µ, ν", "pull towards encoder and decoder of the last iteration; PAM only", "an L2 penalty on the encoder; both methods; part of the reported loss",
      "pull of the encoder, of both methods; the decoder's switched off", "of M = 2 steps on a batch, and of the last solve"),
