@@ -221,7 +221,9 @@ def _tuned(
     unit: float,
 ) -> dict[str, Any]:
     """A method at its best rate (and number of epochs), with all seeds."""
-    grids = {n: tuned(lambda lr, n=n: _fvu(cell(n, lr, config.seeds[0]), method, "validation"), config, unit) for n in epochs}
+    grids = {
+        n: tuned(lambda lr, n=n: _fvu(cell(n, lr, config.seeds[0]), method, "validation"), config.factors, unit) for n in epochs
+    }
     best = min(((fvu, n, lr) for n, (grid, _) in grids.items() for lr, fvu in grid.items()))
     _, chosen, lr = best
     cells = [cell(chosen, lr, seed) for seed in config.seeds]
@@ -242,13 +244,15 @@ def _tuned(
     }
 
 
-def tuned(fvu_at: Callable[[float], float], config: QualityBench, unit: float) -> tuple[dict[float, float], bool]:
-    """FVU by rate, in order: at `config.factors` times `unit`, and by further factors of two while the best rate lies at an end.
+def tuned(
+    fvu_at: Callable[[float], float], factors: tuple[float, ...], unit: float, extensions: int = MOST_EXTENSIONS
+) -> tuple[dict[float, float], bool]:
+    """FVU by rate, in order: at `factors` times `unit`, and by further factors of two, so many at most, while the best rate lies at an end.
 
     Returns also whether the best still lies at an end.
     """
-    grid = {lr: fvu_at(lr) for lr in sorted(unit * factor for factor in config.factors)}
-    for _ in range(MOST_EXTENSIONS):
+    grid = {lr: fvu_at(lr) for lr in sorted(unit * factor for factor in factors)}
+    for _ in range(extensions):
         best = min(grid, key=lambda lr: (grid[lr], lr))
         if min(grid) < best < max(grid):
             return grid, False

@@ -47,8 +47,15 @@ def _solved(sae: SAE, rows: Tensor, validation: Tensor, ridge: float | None) -> 
         solution = last_solve(sae, rows.split(AT_ONCE), Penalties(), validation=validation.split(AT_ONCE))
         assert solution  # there are no other ranks
         return solution[0]
-    statistics = Statistics(rows.shape[1], sae.config.d_sae)
-    for x in rows.split(AT_ONCE):
-        statistics.add(x.double(), to_double(sae.encode(x)))
+    statistics = statistics_of(sae, rows)
     decoder = solve_decoder(statistics, Penalties(alpha=ridge * mean_diagonal(statistics)))
     return replace(sae, W_dec=decoder.W_dec.float(), b_dec=decoder.b_dec.float())
+
+
+@torch.no_grad()
+def statistics_of(sae: SAE, rows: Tensor) -> Statistics:
+    """The decoder's sufficient statistics of all rows [N, d_in] with the SAE's codes, in float64."""
+    statistics = Statistics(rows.shape[1], sae.config.d_sae, rows.device)
+    for x in rows.split(AT_ONCE):
+        statistics.add(x.double(), to_double(sae.encode(x)))
+    return statistics

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,6 +75,103 @@ def topk_peak(
         print(json.dumps(result))
     else:
         print(f"{table(result)}\n\nPlot: {out / NAME}.svg. Every figure: {out / NAME}.json.")
+
+
+Presets = Annotated[
+    list[str] | None,
+    typer.Option("--preset", help="paper, paper-code or strong; may be repeated. \\[default: all three]", show_default=False),
+]
+Seeds = Annotated[str | None, typer.Option(help="With commas. \\[default: 0,1,2; with --quick 0,1]")]
+Workers = Annotated[int | None, typer.Option(help="Trainings at a time. \\[default: as many as cores]")]
+
+
+@reproduce.command()
+def mnist(
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder with MNIST's IDX files (train-images-idx3-ubyte, t10k-…; .gz or not). With one of them alone its images are split. "
+            "\\[default: MNIST from huggingface.co]",
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for cells.jsonl (what it holds is not trained again), mnist.html and mnist.json.")
+    ] = Path("mnist"),
+    preset: Presets = None,
+    seeds: Seeds = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Minutes instead of hours: fewer epochs, values and seeds.")] = False,
+    workers: Workers = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+) -> None:
+    """SplInterp's MNIST experiments (E2): as in the paper, as in its code, and with tuned methods; its claims, decided."""
+    from .pam_sgd.recipe import run_mnist
+
+    config = _recipe(preset, seeds, quick, workers)
+    _run("mnist", out, as_json, lambda command, progress: run_mnist(config, data, out, command, progress))
+
+
+@reproduce.command()
+def llm(
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="STORE", help="\\[default: the embedded model's activations, harvested into --out]"),
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Of a store that has several.")] = None,
+    latents: Annotated[
+        int | None, typer.Option(parser=quantity, help="\\[default: 16 to 9 dimensions, as in the paper]")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for cells.jsonl (what it holds is not trained again), llm.html and llm.json.")
+    ] = Path("llm"),
+    preset: Presets = None,
+    seeds: Seeds = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Minutes instead of an hour: fewer epochs, values and seeds.")] = False,
+    workers: Workers = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+) -> None:
+    """SplInterp's experiments on a model's activations (E3), in the paper's proportions; its claims, decided."""
+    from rich.console import Console
+
+    from .. import store as stores
+    from ..demo import embedded_store
+    from .pam_sgd.recipe import run_llm
+
+    config = _recipe(preset, seeds, quick, workers)
+    opened = stores.open(store) if store else embedded_store(out / "acts.zarr", ROWS, Console(stderr=True))[0]
+    name = opened.site(site).name
+    _run("llm", out, as_json, lambda command, progress: run_llm(config, opened, name, latents, out, command, progress))
+
+
+def _recipe(preset: list[str] | None, seeds: str | None, quick: bool, workers: int | None) -> Any:
+    from ..bench.commands import numbers
+    from .pam_sgd.recipe import QUICK_SEEDS, SEEDS, Recipe
+    from .pam_sgd.settings import PRESETS
+
+    chosen = numbers(seeds, int, "--seeds") if seeds is not None else QUICK_SEEDS if quick else SEEDS
+    known: Any = tuple(dict.fromkeys(preset)) if preset else PRESETS
+    return Recipe(known, chosen, quick, workers)
+
+
+def _run(name: str, out: Path, as_json: bool, run: Callable[[str, Callable[[int, int, str], None]], dict[str, Any]]) -> None:
+    """Under a progress bar, and then its table, or its JSON."""
+    from ..progress import Bar
+    from .pam_sgd.page import claims_table, summary
+
+    try:
+        with Bar(name, None, unit="steps") as bar:
+            result = run(_command(), lambda done, total, what: bar.update(done, what, total=total))
+    except KeyboardInterrupt:
+        raise Interrupted(f"Interrupted; {out} keeps the trainings that are done. The same command goes on.") from None
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print(f"{summary(result)}\n\n{claims_table(result)}\n\nPage: {out / name}.html. Every figure: {out / name}.json.")
+
+
+def _command() -> str:
+    """As the user gave it."""
+    return shlex.join(["splinterp", *sys.argv[1:]])
 
 
 @reproduce.command()

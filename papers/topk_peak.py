@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..bench.cells import Cells
 from ..devices import suitable_threads
@@ -29,18 +28,13 @@ from ..sae import fired_counts
 from ..store import Store
 from ..store.files import write_bytes
 from ..train import TrainConfig
-from ..train.rows import Rows
 from .alternation import AT_ONCE, alternate
+from .gemma import BATCH, LR, MOST_ROWS, SHARES, SMALLEST, K, N, Sizes, ZScored
 
 NAME = "topk-peak"
-# The paper's: dimensions, latents, K, training rows, batch, rate, and the shares of the rows.
-D_IN, D_SAE, K, N, BATCH, LR = 2304, 4096, 320, 9000, 256, 1e-3
-SHARES = (0.01, 0.05, 0.10, 0.25, 0.40, 0.45, 0.50, 0.65, 0.75, 0.85, 1.0)
 PAPERS_RIDGE = 1e-10
 RIDGES: dict[str, float | None] = {"1e-10": PAPERS_RIDGE, "auto": None}
 ENCODERS = ("trained", "random")
-SMALLEST = 64  # latents: with fewer, 1 % of the rows are hardly one
-MOST_ROWS = 8192  # of validation and held-out rows
 
 Progress = Callable[[int, int, str], None]
 
@@ -71,16 +65,6 @@ class TopKPeak:
             )
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """The paper's numbers, in proportion to the latents."""
-
-    latents: int
-
-    def of(self, papers: float) -> int:
-        return max(1, round(papers * self.latents / D_SAE))
-
-
 def run(config: TopKPeak, store: Store, site: str, out: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Fill the folder `out` with `cells.jsonl` (what lies there is not trained again), `topk-peak.json` and `topk-peak.svg`; returns what the
     JSON holds.
@@ -94,21 +78,10 @@ def run(config: TopKPeak, store: Store, site: str, out: Path, progress: Progress
     Raises:
         SplinterpError: the store has too few rows, or `out` is another process's or damaged.
     """
-    info = store.site(site)
-    sizes = _Sizes(config.latents or round(info.d * D_SAE / D_IN))
-    if sizes.latents < SMALLEST:
-        raise SplinterpError(
-            f"{site} has {info.d} dimensions, which makes {sizes.latents} latents; give --latents, {SMALLEST} or more."
-        )
-    needed, there = sizes.of(N), store.split_rows("train")
-    if there < needed or not store.split_rows("validation"):
-        raise SplinterpError(
-            f"{store.path} has {there:,} training and {store.split_rows('validation'):,} validation rows, and {sizes.latents:,} latents need "
-            f"{needed:,} and some; harvest more, or give fewer --latents."
-        )
+    sizes = Sizes.of_site(store, site, config.latents)
     total, done = len(SHARES) * len(config.seeds) * len(ENCODERS) * len(RIDGES), 0
     found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    with closing(Cells(out)) as cells, suitable_threads(info.d * sizes.latents, torch.device("cpu")):
+    with closing(Cells(out)) as cells, suitable_threads(store.site(site).d * sizes.latents, torch.device("cpu")):
         for seed in config.seeds:
             data = None
             for share, encoder, ridge in _points():
@@ -121,7 +94,7 @@ def run(config: TopKPeak, store: Store, site: str, out: Path, progress: Progress
                 }  # fmt: skip
                 cell = cells.find(identity)
                 if cell is None:
-                    data = data or _Data.of(store, site, needed, seed)
+                    data = data or ZScored.of(store, site, sizes.rows, seed)
                     cell = cells.add(identity, _cell(data, sizes, rows, identity["epochs"], RIDGES[ridge], seed))
                 found.setdefault((encoder, ridge, rows), []).append(cell)
                 done += 1
@@ -140,25 +113,7 @@ def _points() -> Iterator[tuple[float, str, str]]:
                 yield share, encoder, ridge
 
 
-@dataclass(frozen=True)
-class _Data:
-    """Rows of mean 0 and mean square 1 in every dimension over the training rows, which are shuffled; float32."""
-
-    train: Tensor
-    validation: Tensor
-    held_out: Tensor
-
-    @classmethod
-    def of(cls, store: Store, site: str, needed: int, seed: int) -> _Data:
-        rows = Rows.of(store, site, torch.device("cpu"))
-        train = torch.cat(list(rows.training(AT_ONCE, needed, seed)))
-        mean, spread = train.mean(0), train.std(0).clamp(min=1e-6)
-        order = torch.randperm(needed, generator=torch.Generator().manual_seed(seed))
-        others = (torch.cat(list(rows.once(split, AT_ONCE)))[:MOST_ROWS] for split in ("validation", "held_out"))
-        return cls(*((x - mean) / spread for x in (train[order], *others)))
-
-
-def _cell(data: _Data, sizes: _Sizes, rows: int, epochs: int, ridge: float | None, seed: int) -> dict[str, Any]:
+def _cell(data: ZScored, sizes: Sizes, rows: int, epochs: int, ridge: float | None, seed: int) -> dict[str, Any]:
     config = TrainConfig(
         method="pam", activation="topk", d_sae=sizes.latents, k=sizes.of(K), rows=max(1, rows * epochs), batch_size=sizes.of(BATCH), lr=LR,
         decoder_steps=False, revive="none", seed=seed,
@@ -172,7 +127,7 @@ def _cell(data: _Data, sizes: _Sizes, rows: int, epochs: int, ridge: float | Non
 
 
 def _summed_up(
-    config: TopKPeak, sizes: _Sizes, store: Store, site: str, found: Mapping[tuple[str, str, int], list[dict[str, Any]]]
+    config: TopKPeak, sizes: Sizes, store: Store, site: str, found: Mapping[tuple[str, str, int], list[dict[str, Any]]]
 ) -> dict[str, Any]:
     curves: dict[str, dict[str, list[dict[str, Any]]]] = {encoder: {ridge: [] for ridge in RIDGES} for encoder in ENCODERS}
     shares = {sizes.of(N * share): share for share in SHARES}

@@ -77,7 +77,7 @@ def test_a_grid_grows_until_the_best_rate_lies_within(store, tmp_path, best):
         asked.append(lr)
         return abs(math.log2(lr) - best) if math.isfinite(best) else math.inf
 
-    grid, at_edge = tuned(fvu_at, bench(store, tmp_path, factors=quality.FACTORS), 1.0)
+    grid, at_edge = tuned(fvu_at, quality.FACTORS, 1.0)
     assert sorted(grid) == list(grid) == sorted(asked)
     chosen = min(grid, key=lambda lr: grid[lr])
     assert at_edge == (not min(grid) < chosen < max(grid))
