@@ -25,6 +25,7 @@ from .papers.commands import reproduce
 from .quantities import format_bytes, parse_bytes, parse_quantity
 from .ranks import speaks_for_all
 from .sae_commands import encode, evaluate, gap, mlp, site_of
+from .service_commands import jobs, logs, resume, retry, serve, stop, submit
 
 if TYPE_CHECKING:
     from .store import Store
@@ -633,6 +634,13 @@ def demo(out: Annotated[Path, typer.Option(help="Where to leave the store and th
     from .demo import run_demo
 
     run_demo(out, out_console)
+
+
+app.command()(serve)
+# What it does not know itself belongs to the job.
+app.command(context_settings={"ignore_unknown_options": True})(submit)
+for _command in (jobs, logs, stop, resume, retry):
+    app.command()(_command)
 
 
 TINY_LAYER = (2,)  # of the embedded model's four: where --layer is left out
