@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import SplinterpError
 from . import commands
-from .jobs import ACTIVE, Job
+from .jobs import ACTIVE, ENDED, Job
 from .paths import Root
 from .queue import Queue
 from .runner import LOG, Alive, Ended, Gone, Runner
@@ -102,6 +102,8 @@ class Manager:
             RefusedChange: it has not ended, is done, or cannot be resumed. KeyError: there is none.
         """
         job = self.queue.get(id)
+        if job.state not in ENDED:
+            raise RefusedChange(f"Job {id} has not ended; stop it first.")
         if mode == "resume" and not commands.KINDS[job.work.command].resumes:
             raise RefusedChange(f"{job.work.command} cannot be resumed; retry it.")
         if mode == "resume" and job.state == "done":
@@ -118,7 +120,7 @@ class Manager:
         }
         if job.begun is None:
             values["mode"] = "first"
-        if not self.queue.change(id, ("done", "failed", "stopped"), **values, result=None, restarts=0):
+        if not self.queue.change(id, ENDED, **values, result=None, restarts=0):
             raise RefusedChange(f"Job {id} has not ended; stop it first.")
         self.wake()
 
