@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -81,8 +81,8 @@ def available() -> dict[str, Kind]:
     return {name: kind for name, kind in KINDS.items() if name in offered.commands()}
 
 
-def work_of(root: Root, command: str, arguments: Sequence[str]) -> Work:
-    """The work that a command line is, parsed by the command itself; an output that it leaves to the command gets a name.
+def work_of(root: Root, command: str, arguments: Sequence[str], taken: Set[str] = frozenset()) -> Work:
+    """The work that a command line is, parsed by the command itself; an output that it leaves to the command gets a name, none of `taken`.
 
     Raises:
         RefusedError: there is no such command. UsageError: in the command line's words. PathError: a path leads out of the root.
@@ -100,7 +100,7 @@ def work_of(root: Root, command: str, arguments: Sequence[str]) -> Work:
             raise RefusedError(f"{option.flag} is not for the service's jobs; leave it out.")
     arguments = list(arguments)
     if kind.writes and kind.writes not in given:
-        values[kind.writes] = _free_output(root, command, kind, values)
+        values[kind.writes] = _free_output(root, command, kind, values, taken)
         arguments = [f"--{kind.writes}", values[kind.writes], *arguments]
     reads = [root.claim(value, name) for name in kind.reads for value in _texts(values.get(name))]
     reads += [claim for name in kind.names for value in _texts(values.get(name)) if (claim := _named(root, value, name))]
@@ -145,7 +145,7 @@ def arguments_from(command: str, options: Mapping[str, Any]) -> list[str]:
     return [*flags, *(["--", *positional] if positional else [])]
 
 
-def check_places(root: Root, work: Work, to_come: Sequence[str] = ()) -> None:
+def check_places(root: Root, work: Work, to_come: Set[str] = frozenset()) -> None:
     """See that what is read is there, or will be (`to_come`: the claims of jobs before), and that the output is free.
 
     Raises:
@@ -232,7 +232,7 @@ def _named(root: Root, value: str, what: str) -> str | None:
     return None
 
 
-def _free_output(root: Root, command: str, kind: Kind, values: Mapping[str, Any]) -> str:
+def _free_output(root: Root, command: str, kind: Kind, values: Mapping[str, Any], taken: Set[str]) -> str:
     """A name for the output of a command that was given none."""
     if command == "report":
         return f"{values['run']}/report.html"
@@ -243,7 +243,7 @@ def _free_output(root: Root, command: str, kind: Kind, values: Mapping[str, Any]
     how = "sweep" if values.get("sweep") else values.get("method", command)
     name = f"runs/{store}-{how}-{datetime.now():%Y%m%d-%H%M%S}"
     found, n = name, 1
-    while (root.path / found).exists():
+    while found in taken or (root.path / found).exists():
         n += 1
         found = f"{name}-{n}"
     return found

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic, time
+from time import monotonic, sleep, time
 from typing import Any
 
 from ..errors import SplinterpError
@@ -21,7 +21,7 @@ from .queue import Queue
 from .runner import LOG, Alive, Ended, Gone, Runner
 from .schedule import Slots, startable
 
-EVERY = 0.5
+EVERY, LEAST = 0.5, 0.1  # seconds
 GRACE = 300.0  # seconds that a job has for its last checkpoint
 MOST_RESTARTS = 20
 _TAIL = 4096
@@ -68,7 +68,8 @@ class Manager:
                 self.tick()
             except Exception as error:  # a full disk, say: jobs are watched on when there is room again
                 print(f"splinterp serve: {error!r}; trying again.", file=sys.stderr, flush=True)
-            self._wake.wait(max(0.05, EVERY - (monotonic() - begun)))
+            sleep(LEAST)  # however often it is woken
+            self._wake.wait(max(0.0, EVERY - (monotonic() - begun)))
             self._wake.clear()
 
     def tick(self) -> None:
@@ -76,8 +77,10 @@ class Manager:
         for job in self.queue.active():
             self._watch(job)
         self._recovered = True
-        for job, slot in startable(self.queue.active(), self.queue.jobs(("queued",)), self.slots):
-            self._start(job, slot)
+        active = self.queue.active()
+        if self.slots.has_room(active):  # else nobody need read a long queue
+            for job, slot in startable(active, self.queue.jobs(("queued",)), self.slots):
+                self._start(job, slot)
 
     # What clients ask for.
 
@@ -108,7 +111,7 @@ class Manager:
             raise RefusedChange(f"{job.work.command} cannot be resumed; retry it.")
         if mode == "resume" and job.state == "done":
             raise RefusedChange(f"Job {id} is done: there is nothing to resume.")
-        if set(job.work.writes) & set(self.queue.claims()):
+        if set(job.work.writes) & self.queue.claims():
             raise RefusedChange(f"Another job writes {job.work.out}; wait for it.")
         values: dict[str, Any] = {
             "state": "queued",

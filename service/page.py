@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Annotated, Any
 from urllib.parse import parse_qs, quote
 
@@ -20,6 +21,7 @@ from .service import Service, describe
 ON_A_PAGE = 50
 SHOWN_LOG = 16 * 1024
 MOST_FIELDS = 300
+FRESH, MOST_KEPT = 1.0, 64
 SESSION_SECONDS = 30 * 86400
 # A report has scripts of its own; in a sandbox they are nobody's, and can ask for nothing here.
 REPORT_POLICY = "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; font-src data:"
@@ -63,13 +65,26 @@ def router(service: Service, access: Access) -> APIRouter:
             "members": [m for one in found.members if (m := catalogue.run_at(service.root, service.root.path / one))],
         }  # fmt: skip
 
+    kept: dict[tuple[str, int], tuple[float, int, str]] = {}
+
+    def shared(key: tuple[str, int], make: Callable[[], str]) -> str:
+        """A part that was rendered for another watcher within the last second, if no job has changed since; or a new one."""
+        at, changed, text = kept.get(key, (-FRESH, -1, ""))
+        if monotonic() - at > FRESH or changed != service.queue.changed:
+            changed = service.queue.changed
+            text = make()
+            if len(kept) > MOST_KEPT:
+                kept.clear()
+            kept[key] = monotonic(), changed, text
+        return text
+
     @page.get("/")
     def jobs(p: Annotated[int, Query(ge=0, le=10**6)] = 0) -> str:
         return render("jobs.html", here="jobs", **jobs_part(p))
 
     @page.get("/part/jobs")
     def jobs_again(p: Annotated[int, Query(ge=0, le=10**6)] = 0) -> str:
-        return render("_jobs.html", **jobs_part(p))
+        return shared(("jobs", p), lambda: render("_jobs.html", **jobs_part(p)))
 
     @page.get("/job/{id}")
     def job(id: int) -> str:
@@ -77,7 +92,7 @@ def router(service: Service, access: Access) -> APIRouter:
 
     @page.get("/part/job/{id}")
     def job_again(id: int) -> str:
-        return render("_job.html", **job_part(id))
+        return shared(("job", id), lambda: render("_job.html", **job_part(id)))
 
     @page.post("/job/{id}/{what}")
     async def change(request: Request, id: int, what: str) -> Response:

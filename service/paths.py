@@ -58,8 +58,8 @@ def checked(text: str, what: str = "path") -> PurePosixPath:
     """A relative path of plain names. Raises PathError otherwise."""
     if not text or len(text) > LONGEST or not text.isprintable():
         raise PathError(f"A {what} must be 1 to {LONGEST} printable characters.")
-    if "://" in text or "\\" in text:
-        raise PathError(f"The {what} '{text}' must be a path inside the service's root, not a URL.")
+    if ":" in text or "\\" in text:  # Path makes s3:/x of s3://x
+        raise PathError(f"The {what} '{text}' must be a path inside the service's root, without colons and no URL.")
     path = PurePosixPath(text)
     if path.is_absolute():
         raise PathError(f"The {what} '{text}' is absolute; name it relative to the service's root.")

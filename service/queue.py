@@ -7,7 +7,8 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from functools import lru_cache
 from pathlib import Path
 from time import time
 from typing import Any
@@ -20,7 +21,7 @@ FORMAT = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id INTEGER PRIMARY KEY AUTOINCREMENT, request TEXT UNIQUE, changed INTEGER NOT NULL,
-    work TEXT NOT NULL, command TEXT NOT NULL, state TEXT NOT NULL, priority INTEGER NOT NULL, threads INTEGER NOT NULL,
+    work TEXT NOT NULL, command TEXT NOT NULL, writes TEXT, state TEXT NOT NULL, priority INTEGER NOT NULL, threads INTEGER NOT NULL,
     ranks INTEGER NOT NULL, label TEXT NOT NULL, mode TEXT NOT NULL DEFAULT 'first', attempt INTEGER NOT NULL DEFAULT 0,
     restarts INTEGER NOT NULL DEFAULT 0, slot TEXT, handle TEXT NOT NULL DEFAULT '{}', line TEXT NOT NULL DEFAULT '[]',
     submitted REAL NOT NULL, begun REAL, started REAL, ended REAL, stop_at REAL, exit_code INTEGER,
@@ -30,6 +31,7 @@ CREATE INDEX IF NOT EXISTS by_state ON jobs (state, priority DESC, id);
 CREATE INDEX IF NOT EXISTS by_change ON jobs (changed);
 """
 _JSON = ("handle", "line", "result")
+_PLAIN = [field.name for field in fields(Job) if field.name not in ("work", *_JSON)]
 _ORDER = """ORDER BY CASE WHEN state IN ('starting', 'running', 'stopping') THEN 0 WHEN state = 'queued' THEN 1 ELSE 2 END,
             CASE WHEN state = 'queued' THEN -priority ELSE 0 END,
             CASE WHEN state IN ('done', 'failed', 'stopped') THEN -ended ELSE 0 END, id"""
@@ -81,9 +83,20 @@ class Queue:
             if self.count(OPEN) >= self.most:
                 raise QueueFullError(f"The queue is full ({self.most:,} jobs); wait until some have ended.")
             cursor = self._db.execute(
-                "INSERT INTO jobs (request, changed, work, command, state, priority, threads, ranks, label, submitted) "
-                "VALUES (?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?)",
-                (request, self.changed + 1, json.dumps(asdict(work)), work.command, priority, threads, ranks, label, time()),
+                "INSERT INTO jobs (request, changed, work, command, writes, state, priority, threads, ranks, label, submitted) "
+                "VALUES (?, ?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?)",
+                (
+                    request,
+                    self.changed + 1,
+                    json.dumps(asdict(work)),
+                    work.command,
+                    next(iter(work.writes), None),
+                    priority,
+                    threads,
+                    ranks,
+                    label,
+                    time(),
+                ),
             )
             self.changed += 1
             assert cursor.lastrowid is not None
@@ -118,12 +131,10 @@ class Queue:
     def active(self) -> list[Job]:
         return self.jobs(ACTIVE)
 
-    def claims(self) -> list[str]:
+    def claims(self) -> set[str]:
         """What jobs that have not ended will write."""
         where, values = _where(OPEN)
-        return [
-            claim for row in self._rows(f"SELECT work FROM jobs {where}", values) for claim in json.loads(row["work"])["writes"]
-        ]
+        return {row["writes"] for row in self._rows(f"SELECT writes FROM jobs {where} AND writes IS NOT NULL", values)}
 
     def durations(self, command: str, latest: int = 20) -> list[float]:
         """How long the latest jobs of a command took that were done at their first attempt, in seconds."""
@@ -164,7 +175,14 @@ def _where(states: Sequence[State]) -> tuple[str, tuple[State, ...]]:
 
 
 def _job(row: sqlite3.Row) -> Job:
-    told = {name: row[name] for name in row.keys() if name not in ("request", "changed", "command", "work", *_JSON)}  # noqa: SIM118
-    work = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(row["work"]).items()}
+    told = {name: row[name] for name in _PLAIN}
     handle, line = json.loads(row["handle"]), tuple(json.loads(row["line"]))
-    return Job(**told, work=Work(**work), handle=handle, line=line, result=json.loads(row["result"]) if row["result"] else None)
+    return Job(
+        **told, work=_work(row["work"]), handle=handle, line=line, result=json.loads(row["result"]) if row["result"] else None
+    )
+
+
+@lru_cache(maxsize=4096)
+def _work(text: str) -> Work:
+    """A job's work, which never changes."""
+    return Work(**{name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()})

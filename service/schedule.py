@@ -33,6 +33,12 @@ class Slots:
             return self.gpus or (("cpu",) if device == "auto" else ())
         return (device,) if device == "cpu" or device in self.gpus else ()
 
+    def has_room(self, active: Sequence[Job]) -> bool:
+        """Whether any job at all could start beside those that run."""
+        busy = {job.slot for job in active}
+        threads = sum(job.threads for job in active if job.slot == "cpu")
+        return len(active) < self.most and bool(self.scheduler or threads < self.threads or set(self.gpus) - busy)
+
 
 def startable(active: Sequence[Job], queued: Sequence[Job], slots: Slots) -> list[tuple[Job, str]]:
     """(job, slot) of those queued jobs that may start, by their turn: `queued` is in order of priority.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -74,6 +75,7 @@ class Service:
         )
         self.manager = Manager(self.queue, self.runner, self.root, slots, grace)
         self.catalogue = Catalogue(self.root)
+        self._submitting = threading.Lock()
         self._waits: tuple[float, int, dict[int, float | None]] = (0.0, -1, {})
 
     def close(self) -> None:
@@ -100,17 +102,19 @@ class Service:
         """
         if request is not None and (job := self.queue.of_request(request)):
             return job
-        work = commands.work_of(self.root, command, arguments)
-        if not self.slots.wanted(work.device):
-            there = ", ".join(("auto", "cpu", *(("cuda",) if self.slots.gpus else ()), *self.slots.gpus))
-            raise commands.RefusedError(f"There is no --device {work.device} here; there are {there}.")
-        if ranks > 1 and (self.slots.scheduler is None or not commands.KINDS[command].resumes):
-            raise commands.RefusedError(
-                "Several ranks are for trainings and harvests under Slurm (serve --slurm) alone; leave them out."
-            )
-        commands.check_places(self.root, work, self.queue.claims())
-        threads = min(threads or self.threads, self.slots.threads)
-        job = self.queue.submit(work, priority=priority, threads=threads, ranks=ranks, label=label, request=request)
+        with self._submitting:  # so that no two jobs are given one output
+            claims = self.queue.claims()
+            work = commands.work_of(self.root, command, arguments, claims)
+            if not self.slots.wanted(work.device):
+                there = ", ".join(("auto", "cpu", *(("cuda",) if self.slots.gpus else ()), *self.slots.gpus))
+                raise commands.RefusedError(f"There is no --device {work.device} here; there are {there}.")
+            if ranks > 1 and (self.slots.scheduler is None or not commands.KINDS[command].resumes):
+                raise commands.RefusedError(
+                    "Several ranks are for trainings and harvests under Slurm (serve --slurm) alone; leave them out."
+                )
+            commands.check_places(self.root, work, claims)
+            threads = min(threads or self.threads, self.slots.threads)
+            job = self.queue.submit(work, priority=priority, threads=threads, ranks=ranks, label=label, request=request)
         self.manager.wake()
         return job
 

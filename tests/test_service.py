@@ -83,11 +83,10 @@ def test_links_are_resolved_before_they_are_judged(root, tmp_path):
             (root.path / name).unlink()
 
 
-@given(st.lists(st.tuples(NAMES, NAMES), max_size=1), NAMES, NAMES)
-def test_overlap_is_what_paths_say(_, one, other):
-    parts = [Path(one).parts, Path(other).parts]
-    shorter = min(map(len, parts))
-    assert overlap(one, other) == (parts[0][:shorter] == parts[1][:shorter])
+@given(NAMES, NAMES)
+def test_overlap_is_what_paths_say(one, other):
+    pairs = zip(Path(one).parts, Path(other).parts, strict=False)
+    assert overlap(one, other) == all(a == b for a, b in pairs)
 
 
 # Commands.
@@ -141,7 +140,9 @@ def test_a_job_claims_what_it_reads_and_writes_and_names_its_output(root):
     assert work.out.startswith("runs/acts-pam-")
     assert work.writes == (work.out,)
     assert work_of(root, "train", work.arguments) == work
-    evaluated = work_of(root, "eval", ["runs/a", "--store", "acts.zarr", "--encoder", "mlp:runs/a/mlp.safetensors", "--dataset", "stdlib"])
+    evaluated = work_of(
+        root, "eval", ["runs/a", "--store", "acts.zarr", "--encoder", "mlp:runs/a/mlp.safetensors", "--dataset", "stdlib"]
+    )
     assert evaluated.reads == ("runs/a", "acts.zarr", "runs/a/mlp.safetensors")
     assert evaluated.writes == ()
 
@@ -250,7 +251,7 @@ def test_the_queue_keeps_everything_and_makes_one_job_of_one_request(tmp_path):
     assert again.jobs() == told
     assert again.changed == changed
     assert [j.id for j in told] == [1, 3, 4, 2]
-    assert again.claims() == ["run"] * 3
+    assert again.claims() == {"run"}
     (tmp_path / "other").write_bytes(b"no database" * 100)
     with pytest.raises(SplinterpError, match="cannot be read"):
         Queue(tmp_path / "other")
@@ -390,7 +391,9 @@ def test_a_training_is_stopped_and_resumed_and_ends_as_one_by_hand(served, store
     from runs import contents_of, without_times
 
     client = served.client
-    made = client.submit("train", store="acts.zarr", latents=64, k=4, tokens="60k", batch_size=128, out="runs/stopped", label="x")
+    made = client.submit(
+        "train", store="acts.zarr", latents=64, k=4, tokens="60k", batch_size=128, out="runs/stopped", label="x"
+    )
     again = client.submit("eval", ["runs/stopped", "--store", "acts.zarr"])
     events = client.events("runs/stopped")
     seen = [next(events)]
@@ -412,9 +415,28 @@ def test_a_training_is_stopped_and_resumed_and_ends_as_one_by_hand(served, store
     assert evaluated["state"] == "done"
     text = "".join(client.follow_log(made["id"]))
     assert "runs/stopped" in text
-    command = "train --store acts.zarr --latents 64 --k 4 --tokens 60k --batch-size 128 --out".split()
+    command = [
+        "train",
+        "--store",
+        "acts.zarr",
+        "--latents",
+        "64",
+        "--k",
+        "4",
+        "--tokens",
+        "60k",
+        "--batch-size",
+        "128",
+        "--out",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "splinterp", *command, str(tmp_path / "hand")], cwd=stored, env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "splinterp", *command, str(tmp_path / "hand")],
+        cwd=stored,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
     assert without_times(contents_of(stored / "runs/stopped")) == without_times(contents_of(tmp_path / "hand"))
     summary = json.loads((tmp_path / "hand" / "summary.json").read_text())
     assert evaluated["result"]["fvu"] == pytest.approx(summary["fvu"], rel=1e-6)
@@ -445,7 +467,12 @@ def test_the_service_is_light_and_alone(served, stored):
     maps = Path(f"/proc/{served.pid}/maps").read_text()
     assert "libtorch" not in maps
     assert "numpy" not in maps
-    done = subprocess.run([sys.executable, "-m", "splinterp", "serve", "--root", str(stored), "--port", "0"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "splinterp", "serve", "--root", str(stored), "--port", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
     assert "served by another process" in done.stderr
 
