@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-SOURCES := *.py api bench evaluate geometry harvest infer models papers report sae store tests tools train
+SOURCES := *.py api bench evaluate geometry harvest infer models papers report sae service store tests tools train
 
 .PHONY: demo test check format docs test-tl4 test-triton clean
 

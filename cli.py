@@ -26,6 +26,7 @@ from .quantities import format_bytes, parse_bytes, parse_quantity
 from .ranks import speaks_for_all
 from .report_commands import report
 from .sae_commands import SAEArgument, encode, evaluate, gap, mlp
+from .service_commands import jobs, logs, resume, retry, serve, stop, submit
 
 if TYPE_CHECKING:
     from .store import Store
@@ -623,6 +624,13 @@ def demo(out: Annotated[Path, typer.Option(help="Where to leave the store and th
     from .demo import run_demo
 
     run_demo(out, out_console)
+
+
+app.command()(serve)
+# What it does not know itself belongs to the job.
+app.command(context_settings={"ignore_unknown_options": True})(submit)
+for _command in (jobs, logs, stop, resume, retry):
+    app.command()(_command)
 
 
 def _unless_auto(text: str, parse: Callable[[str], T], option: str) -> T | None:
