@@ -12,6 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# How long an example takes, and how long it takes to think of one, is the machine's affair.
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("here")
 
 # Whoever starts the tests in the background of a shell has it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
