@@ -34,15 +34,16 @@ def alternate(rows: Tensor, validation: Tensor, config: TrainConfig, epochs: int
     steps = GradientSteps(weights, config, decoder=False)
     generator = torch.Generator().manual_seed(config.seed)
     for _ in range(epochs):
-        solved = _solved(weights.sae(), rows, validation, ridge)
-        weights.set_decoder(solved.W_dec, solved.b_dec)
+        found = solved(weights.sae(), rows, validation, ridge)
+        weights.set_decoder(found.W_dec, found.b_dec)
         for batch in torch.randperm(len(rows), generator=generator).split(config.batch_size):
             steps.step(rows[batch], config.lr)
-    return _solved(weights.sae(), rows, validation, ridge)
+    return solved(weights.sae(), rows, validation, ridge)
 
 
 @torch.no_grad()
-def _solved(sae: SAE, rows: Tensor, validation: Tensor, ridge: float | None) -> SAE:
+def solved(sae: SAE, rows: Tensor, validation: Tensor, ridge: float | None) -> SAE:
+    """The SAE with the decoder that is optimal for its codes of all rows; see `alternate`."""
     if ridge is None:
         solution = last_solve(sae, rows.split(AT_ONCE), Penalties(), validation=validation.split(AT_ONCE))
         assert solution  # there are no other ranks

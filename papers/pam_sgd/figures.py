@@ -15,7 +15,7 @@ from .data import SIDE
 from .experiments import ARMS, TOLD
 
 # Which colour and mark an arm has, everywhere.
-PLACES = {"pam": 0, "sgd": 1, "adam": 1, "adam+solve": 2, "alternation": 3}
+PLACES = {"pam": 0, "sgd": 1, "adam": 2, "adam+solve": 3, "alternation": 5}
 ACTIVATION = {"topk": "TopK", "relu": "ReLU"}
 BARS = "Points are means over seeds, bars one standard deviation."
 

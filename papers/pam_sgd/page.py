@@ -68,7 +68,7 @@ def summary(result: Mapping[str, Any]) -> str:
 def _lead(result: Mapping[str, Any]) -> list[str]:
     parts = [
         f"<p>The experiments of {PAPER}, under three presets: <b>paper</b>, its mathematics; <b>paper-code</b>, what its published code does; "
-        "<b>strong</b>, our trainer against our Adam, every method at its best learning rate.</p>",
+        "<b>strong</b>, the product's PAM-SGD and Algorithm 3.1 against our Adam and plain Adam, each at its best learning rate.</p>",
         f"<p>{escape(summary(result))} Made by <code>{escape(result['command'])}</code>.</p>",
         f"<p class=note>Rows: {escape(str(result['data']['source']))}; {escape(str(result['data']['split']))}.</p>",
     ]
@@ -77,7 +77,7 @@ def _lead(result: Mapping[str, Any]) -> list[str]:
     effort, factors = result["effort"], ", ".join(f"{f:g}" for f in result["effort"]["factors"])
     parts.append(
         f"<p>Strong trains each method for {effort['epochs']} epochs or {effort['steps']:,} steps, whichever is more; its rate is the best of {factors} times "
-        f"the automatic one by FVU on validation rows (first seed), and the grid grows while the best lies at its end, at most {effort['extensions']} "
+        f"the automatic (the paper's: its own) one by FVU on validation rows (first seed), and the grid grows while the best lies at its end, at most {effort['extensions']} "
         "times. Every method and size is tuned for itself.</p>"
     )
     return parts

@@ -1,4 +1,4 @@
-"""Training as the paper has it, and as its code does: PAM-SGD (Algorithm 3.1) and the gradient training beside it, on few rows in memory.
+"""Training as the paper has it, as its code does, and as the paper has it with tuned rates: PAM-SGD (Algorithm 3.1) and the gradient training beside it.
 
     (a) an epoch of Adam on the encoder, M updates a batch, the decoder standing still;
     (b) the decoder in closed form over all rows;
@@ -19,7 +19,7 @@ from torch import Tensor
 from ...evaluate import evaluate_rows
 from ...sae import SAE, Architecture, SAEConfig
 from ...train import Penalties, solve_decoder
-from ..alternation import AT_ONCE, statistics_of
+from ..alternation import AT_ONCE, solved, statistics_of
 from .data import Split
 
 CURVE_ROWS = 512  # test rows that the curves are of
@@ -31,7 +31,7 @@ Check = Callable[[], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One training of the presets paper and paper-code.
+    """One training of the presets paper and paper-code, or (`Tuned`) of strong.
 
     Attributes:
         arm: sgd (Adam on everything) or pam. architecture: topk (the k largest, signed, below zero as zero), abstopk (the k of largest
@@ -45,7 +45,8 @@ class Published:
         clip: largest norm of the gradient; the decoder's bias, whose gradient nobody clears, counts into it. None: as it comes.
         solve_first: (b) before (a), so that the decoder that is evaluated belongs to the encoder of an epoch ago.
         centred: Theorem C.1. Otherwise weights without a bias, and the mean residual as bias. alpha, beta, mu_dec, nu_dec: the solve's
-            penalties, as sums over rows; the anchors are the decoder before.
+            penalties, as sums over rows; the anchors are the decoder before. alpha None: a ridge towards the decoder before, chosen on
+            validation rows in every solve, and no penalties.
         over_all: normalised with the test rows' part in mean and spread.
     """
 
@@ -72,7 +73,7 @@ class Published:
     clip: float | None = None
     solve_first: bool = False
     centred: bool = True
-    alpha: float = 0.0
+    alpha: float | None = 0.0
     beta: float = 0.0
     mu_dec: float = 0.0
     nu_dec: float = 0.0
@@ -137,13 +138,20 @@ class Net:
             self.optimizer.step()
 
     @torch.no_grad()
-    def solve(self, rows: Tensor) -> None:
-        """(b) over all rows [N, d_in], in float64."""
+    def solve(self, rows: Tensor, validation: Tensor | None = None) -> None:
+        """(b) over all rows [N, d_in], in float64; where the ridge is to be chosen, on `validation` rows."""
         assert self.W_dec is not None
-        s, sums = self.setting, statistics_of(self.sae(), rows)
+        s = self.setting
+        if s.alpha is None:
+            assert validation is not None
+            best = solved(self.sae(), rows, validation, None)
+            self.W_dec.copy_(best.W_dec)
+            self.b_dec.copy_(best.b_dec)
+            return
+        sums = statistics_of(self.sae(), rows)
         if s.centred:
-            solved = solve_decoder(sums, Penalties(s.alpha, s.beta, s.mu_dec, s.nu_dec), W0=self.W_dec, b0=self.b_dec)
-            W, b = solved.W_dec, solved.b_dec
+            decoder = solve_decoder(sums, Penalties(s.alpha, s.beta, s.mu_dec, s.nu_dec), W0=self.W_dec, b0=self.b_dec)
+            W, b = decoder.W_dec, decoder.b_dec
         else:  # Theorem C.1 with a bias that costs infinitely much has none, and nothing is centred
             W = solve_decoder(sums, Penalties(s.alpha, math.inf)).W_dec
             b = (sums.sum_x - sums.sum_z @ W) / sums.rows
@@ -157,18 +165,26 @@ class Net:
         return SAE(config, *(t.detach().clone().contiguous() for t in (self.W_enc, self.b_enc, W_dec, self.b_dec)))
 
 
-def fit(setting: Published, rows: Tensor, seed: int, check: Check, after: Callable[[SAE], None] = lambda sae: None) -> SAE:
-    """The SAE of rows [N, d_in]; `after` is told that of every epoch."""
-    net, generator = Net(rows.shape[1], setting, seed), torch.Generator().manual_seed(seed)
+def fit(
+    setting: Published, data: Split, seed: int, check: Check = lambda: None, after: Callable[[SAE], None] = lambda sae: None,
+    decay: bool = False,
+) -> SAE:  # fmt: skip
+    """The SAE of the training rows; `after` is told that of every epoch. `decay`: the rate falls to zero, in a line."""
+    rows, generator = data.train, torch.Generator().manual_seed(seed)
+    net, step = Net(rows.shape[1], setting, seed), 0
     for _ in range(setting.epochs):
         if setting.arm == "pam" and setting.solve_first:
-            net.solve(rows)
+            net.solve(rows, data.validation)
         anchors = [net.W_enc.detach().clone(), net.b_enc.detach().clone()]
         for batch in torch.randperm(len(rows), generator=generator).split(setting.batch_size):
             check()
+            if decay:
+                for group in net.optimizer.param_groups:
+                    group["lr"] = setting.lr * (1 - step * setting.updates / setting.steps)
             net.step(rows[batch], anchors)
+            step += 1
         if setting.arm == "pam" and not setting.solve_first:
-            net.solve(rows)
+            net.solve(rows, data.validation)
         after(net.sae())
     return net.sae()
 
@@ -177,7 +193,7 @@ def trained(setting: Published, data: Split, seed: int, check: Check) -> tuple[S
     """The SAE, and the figures of its cell: `loss` as the preset reports it, `mse`, `fvu`, `l0`, `dead`, `l0_first`, and by epoch `curve`."""
     curve: list[float] = []
     some = data.test[:CURVE_ROWS]
-    sae = fit(setting, data.train, seed, check, lambda now: curve.append(mean_loss(setting, now, some)))
+    sae = fit(setting, data, seed, check, lambda now: curve.append(mean_loss(setting, now, some)))
     return sae, {**figures(sae, data.test), "loss": mean_loss(setting, sae, data.test), "curve": curve}
 
 

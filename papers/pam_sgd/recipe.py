@@ -92,11 +92,15 @@ def run(
     from .page import page
 
     points = list(experiments.points(site, data.rows, extent, config.presets))
-    jobs = [job for point in points for job, _ in point.arms.values()]
+    seeds: dict[Job, tuple[int, ...]] = {}
+    for point in points:
+        more = extent.every_seed or point.experiment in experiments.EVERY_SEED
+        for job, _ in point.arms.values():
+            seeds[job] = max(seeds.get(job, ()), config.seeds if more else config.seeds[:1], key=len)
     weights = site.d_in * site.d_sae
     workers = config.workers or (1 if weights >= SMALL_MATRIX else default_workers())
     with closing(Cells(out)) as cells, suitable_threads(weights, torch.device("cpu")):
-        outcomes = Workers(site.recipe, data, config.seeds, cells, workers, progress).run(jobs)
+        outcomes = Workers(site.recipe, data, cells, workers, progress).run(seeds)
     results: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = {}
     pictures: dict[str, dict[str, Any]] = {}
     for point in points:

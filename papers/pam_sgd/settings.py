@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ...train import TrainConfig, auto_lr
 from .. import gemma
 from .published import Published
-from .strong import SETTINGS, SOLVED, TRAINED, Strong, Trainer
+from .strong import SOLVED, TRAINED, Grid, Strong, Trainer, Tuned
 
 Preset = Literal["paper", "paper-code", "strong"]
 Activation = Literal["topk", "relu"]
@@ -21,16 +21,16 @@ ACTIVATIONS: tuple[Activation, ...] = ("topk", "relu")
 
 DIFFERENCES = (
     ("", "paper", "paper-code, MNIST (E2)", "paper-code, LLM (E3)", "strong"),
-    ("“SGD”", "Adam, untied", "Adam, encoder and decoder tied", "Adam, tied", "Adam at its best rate, untied, unit-norm decoder, AuxK, warm-up, decay"),
+    ("“SGD”", "Adam, untied", "Adam, encoder and decoder tied", "Adam, tied", "Adam at its best rate, which decays: ours (untied, unit-norm decoder, AuxK, warm-up), and plain as in paper"),
     ("TopK", "K largest pre-activations", "K largest magnitudes, signs kept", "the same", "K largest pre-activations"),
     ("order", "encoder's epoch, then the solve", "the same", "solve, then the encoder's epoch; evaluated with the old decoder",
-     "gradient steps on both, one solve at the end (alternation: solves on the way)"),
+     "the product's: gradient steps on both, one solve at the end; Algorithm 3.1: as in paper, at its best rate"),
     ("solve", "Theorem C.1: centred, with bias; α 1e-6 (LLM: β too, and µ = ν 1e-3)", "uncentred, + 1e-6·I; bias: the mean residual after it",
      "uncentred, effective ridge 1e-10; bias: the mean residual after it", "Theorem C.1, ridge chosen on validation rows"),
     ("µ, ν", "pull towards encoder and decoder of the last iteration; PAM only", "an L2 penalty on the encoder; both methods; part of the reported loss",
      "pull of the encoder, of both methods; the decoder's switched off", "of M = 2 steps on a batch, and of the last solve"),
     ("weight decay", "Adam's, of all weights; α = β in PAM's solve", "Adam's, of the encoder's weights", "Adam's, biases too; PAM's α, β switched off",
-     "α = β of PAM's last solve, as the same share of a mean loss"),
+     "α = β of the product's last solve, as the same share of a mean loss; Adam's of the paper's arms"),
     ("start", "decoder: projection on the encoder's directions", "PAM's decoder at random, small", "random; solved before it is used", "tied, then free"),
     ("gradient clipping", "none", "none", "norm 1, PAM only; the decoder bias's uncleared gradient counts in", "none"),
     ("L1 (ReLU)", "none (MNIST), 1e-5 (LLM)", "none", "1e-5 for PAM; for SGD 1e-2 in sizes and weight decay, else 1e-5; part of the reported loss",
@@ -68,6 +68,7 @@ def llm_site(d_in: int, sizes: gemma.Sizes) -> Site:
 
 
 L1, L1_SGD = 1e-5, 1e-2
+MOST_SOLVES = 30
 PULL, PULL_RELU = 1e-3, 5e-4  # Gemma's µ = ν; the latter where the code compares sparsity
 
 
@@ -101,7 +102,7 @@ def published(
 def with_weight_decay(site: Site, preset: Preset, setting: Published, value: float) -> Published:
     """Of a sweep over weight decay."""
     if preset == "paper":
-        solve = {"alpha": setting.alpha + value, "beta": setting.beta + value} if setting.arm == "pam" else {}
+        solve = {"alpha": (setting.alpha or 0.0) + value, "beta": setting.beta + value} if setting.arm == "pam" else {}
         return replace(setting, weight_decay=value, **solve)
     return replace(setting, weight_decay=value, decay_biases=site.recipe == "llm" and value > 0)
 
@@ -133,19 +134,30 @@ class Effort:
 def strong(
     site: Site, activation: Activation, trainer: Trainer, rows: int, effort: Effort, updates: int = 1, **more: Any
 ) -> Strong:
-    """One of the strong preset's trainings, with the product's defaults; `updates`: M, the gradient steps in all being the same."""
+    """One of the product's trainings, with its defaults; `updates`: M, the gradient steps in all being the same."""
     batch = min(site.batch_size, rows)
     total = max(effort.epochs * rows, effort.steps * batch)
     relu = activation == "relu"
     l1 = L1 * gemma.D_IN if relu and site.recipe == "llm" else 0.0  # the product divides by the rows' width
     config = TrainConfig(
-        **{
-            "activation": activation, "d_sae": site.d_sae, "k": None if relu else site.k, "l1": l1, "rows": max(rows, total // updates),
-            "different_rows": rows, "batch_size": batch, "lr": 1.0, "encoder_steps": updates, **SETTINGS[trainer], **more,
-        }
+        method=trainer, activation=activation, d_sae=site.d_sae, k=None if relu else site.k, l1=l1, rows=max(rows, total // updates),
+        different_rows=rows, batch_size=batch, lr=1.0, encoder_steps=updates, **more,
     )  # fmt: skip
     stages = (TRAINED, SOLVED) if trainer == "adam" else (SOLVED,)
-    return Strong(config, rows, auto_lr(site.d_in), effort.factors, effort.extensions, stages)
+    return Strong(config, rows, Grid(auto_lr(site.d_in), effort.factors, effort.extensions), stages)
+
+
+def tuned(site: Site, activation: Activation, arm: Literal["sgd", "pam"], rows: int, effort: Effort) -> Tuned:
+    """One of the paper's trainings without penalties, PAM's ridge chosen on validation rows; as long as the product's. With few rows
+    PAM takes several updates a batch, so that there are at most MOST_SOLVES."""
+    batch = min(site.batch_size, rows)
+    epochs = max(effort.epochs, -(-effort.steps * batch // rows))
+    updates = max(1, -(-epochs // max(MOST_SOLVES, effort.epochs))) if arm == "pam" else 1
+    setting = replace(
+        published(site, "paper", activation, arm, rows, -(-epochs // updates)), lr=1.0, pull=0.0, beta=0.0, mu_dec=0.0, nu_dec=0.0,
+        alpha=None if arm == "pam" else 0.0, updates=updates,
+    )  # fmt: skip
+    return Tuned(setting, Grid(site.lr, effort.factors, effort.extensions))
 
 
 def decay_of(value: float, rows: int, d_in: int) -> float:

@@ -1,9 +1,10 @@
-"""The strong preset: the product's own trainer, every method at its best rate.
+"""The strong preset: every method at its best rate, with a rate that decays, and with ridges chosen on validation rows.
 
-Steps, schedule, jitter and last solve are those of `splinterp train`; only the rows lie in memory, so that validation and test rows are the same for
-every size. Four arms of three trainings: PAM-SGD with its defaults (`pam`), the alternation as published (`--solve-only`: `alternation`), and our
-strong Adam (untied, unit-norm decoder, AuxK, warm-up and decay) as trained (`adam`) and after the last solve (`adam+solve`). With ReLU the
-product's PAM-SGD is Adam with the last solve, to the bit, and is not trained twice.
+Five arms of four trainings. Of the product's own trainer: PAM-SGD with its defaults (`pam`), and our Adam (untied, unit-norm decoder, AuxK, warm-up
+and decay) as trained (`adam`) and after the last solve (`adam+solve`). Of the paper's mathematics: Algorithm 3.1 (`alternation`) and plain Adam on
+everything (`sgd`), both from preset paper. The product's steps, schedule, jitter and last solve are those of `splinterp train`; only the rows lie in
+memory, so that validation and test rows are the same for every size. With ReLU the product's PAM-SGD is Adam with the last solve, to the bit, and is
+not trained twice.
 """
 
 from __future__ import annotations
@@ -23,19 +24,24 @@ from ...train.schedule import k_at, lr_at
 from ...train.stages import METHODS
 from ..alternation import AT_ONCE
 from .data import Split
-from .published import Check, figures
+from .published import Check, Published, figures, fit
 
-Trainer = Literal["pam", "alternation", "adam"]
-SETTINGS: dict[Trainer, dict[str, Any]] = {
-    "pam": {"method": "pam"}, "alternation": {"method": "pam", "decoder_steps": False}, "adam": {"method": "adam"}
-}  # fmt: skip
+Trainer = Literal["pam", "adam"]
 TRAINED, SOLVED = "trained", "solved"
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Rates to try: `factors` times `unit`, and further factors of two, `extensions` at most, while the best by validation FVU lies at an end."""
+
+    unit: float
+    factors: tuple[float, ...]
+    extensions: int
+
+
+@dataclass(frozen=True)
 class Strong:
-    """One method, whose rate is to be tuned: by validation FVU, on a grid in units of `unit` that grows, at most `extensions` times, while the
-    best lies at its end.
+    """A training by the product, whose rate is to be tuned.
 
     Attributes:
         config: the product's settings; its rate and seed do not count. rows: different ones to train on. stages: whose rates are tuned, each for
@@ -44,9 +50,7 @@ class Strong:
 
     config: TrainConfig
     rows: int
-    unit: float
-    factors: tuple[float, ...]
-    extensions: int
+    grid: Grid
     stages: tuple[str, ...] = (SOLVED,)
 
     @property
@@ -55,7 +59,39 @@ class Strong:
         return self.config.steps * self.config.encoder_steps
 
     def at(self, lr: float, seed: int) -> TrainConfig:
+        """The product's settings at this rate."""
         return replace(self.config, lr=lr, seed=seed)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A training of the paper's, whose rate is to be tuned and decays; that of `setting` does not count."""
+
+    setting: Published
+    grid: Grid
+    stages: tuple[str, ...] = (SOLVED,)
+
+    @property
+    def rows(self) -> int:
+        """Different ones to train on."""
+        return self.setting.rows
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps of one training, for the progress."""
+        return self.setting.steps
+
+    def at(self, lr: float) -> Published:
+        """The paper's settings at this rate."""
+        return replace(self.setting, lr=lr)
+
+
+def tuned(setting: Published, data: Split, seed: int, check: Check) -> tuple[SAE | None, dict[str, Any]]:
+    """The SAE of a training of the paper's with a decaying rate (None: it diverged), and the figures of its cell, as `trained` has them."""
+    sae = fit(setting, data, seed, check, decay=True)
+    if not bool(torch.isfinite(sae.W_enc).all() and torch.isfinite(sae.W_dec).all()):
+        return None, {SOLVED: None}
+    return sae, {SOLVED: _figures(sae, data)}
 
 
 def trained(config: TrainConfig, data: Split, check: Check) -> tuple[SAE | None, dict[str, Any]]:
@@ -65,12 +101,13 @@ def trained(config: TrainConfig, data: Split, check: Check) -> tuple[SAE | None,
     if not bool(torch.isfinite(sae.W_enc).all() and torch.isfinite(sae.W_dec).all()):
         return None, {TRAINED: None, SOLVED: None}
     solved = solve(sae, config, rows, validation)
-    told = {}
-    for stage, one in ((TRAINED, sae), (SOLVED, solved)):
-        raw = one.fold_normalisation(mean, scale)
-        found = figures(raw, data.test)
-        told[stage] = {**found, "loss": found["mse"], "validation_fvu": figures(raw, data.validation)["fvu"]}
-    return solved.fold_normalisation(mean, scale), told
+    both = {stage: one.fold_normalisation(mean, scale) for stage, one in ((TRAINED, sae), (SOLVED, solved))}
+    return both[SOLVED], {stage: _figures(one, data) for stage, one in both.items()}
+
+
+def _figures(sae: SAE, data: Split) -> dict[str, float]:
+    found = figures(sae, data.test)
+    return {**found, "loss": found["mse"], "validation_fvu": figures(sae, data.validation)["fvu"]}
 
 
 def normalised(data: Split) -> tuple[Tensor, Tensor, Tensor, float]:

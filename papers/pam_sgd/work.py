@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from threading import Event, Lock
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from ...bench.cells import Cells
-from ...bench.quality import tuned
+from ...bench.quality import tuned as tune
 from ...quantities import json_safe
 from ...sae import SAE, fired_counts
 from . import strong
 from .data import MEAN, SPREAD, Data
 from .experiments import Job
 from .published import Published, trained
-from .strong import Strong
+from .strong import Strong, Tuned
 
 PICTURES = 8  # images, and filters
 
@@ -44,25 +44,17 @@ class Outcome:
 class Workers:
     """Trains jobs in `workers` threads; torch leaves Python's lock while it computes."""
 
-    def __init__(
-        self, recipe: str, data: Data, seeds: Sequence[int], cells: Cells, workers: int, progress: Progress | None = None
-    ) -> None:
-        self.recipe, self.data, self.seeds, self.cells, self.workers, self.progress = (
-            recipe,
-            data,
-            seeds,
-            cells,
-            workers,
-            progress,
-        )
+    def __init__(self, recipe: str, data: Data, cells: Cells, workers: int, progress: Progress | None = None) -> None:
+        self.recipe, self.data, self.cells, self.workers, self.progress = recipe, data, cells, workers, progress
         self._lock, self._leave = Lock(), Event()
+        self._seeds: dict[Job, Sequence[int]] = {}
         self._done = self._expected = 0
 
-    def run(self, jobs: Iterable[Job]) -> Mapping[Job, dict[str, Outcome]]:
-        """Each job's outcome by stage. Where the user interrupts, or one fails, the others end within a step."""
-        jobs = list(dict.fromkeys(jobs))
+    def run(self, seeds: Mapping[Job, Sequence[int]]) -> Mapping[Job, dict[str, Outcome]]:
+        """Each job's outcome with its seeds, by stage. Where the user interrupts, or one fails, the others end within a step."""
+        jobs, self._seeds = list(seeds), dict(seeds)
         self._done, self._expected = 0, sum(map(self._steps, jobs))
-        for seed in self.seeds:  # read here, and not by whoever comes first
+        for seed in {seed for of in seeds.values() for seed in of}:  # read here, and not by whoever comes first
             for over_all in {isinstance(job, Published) and job.over_all for job in jobs}:
                 self.data.split(seed, 1, over_all)
         # The longest first, so that nobody is left with it at the end.
@@ -80,8 +72,8 @@ class Workers:
         return {job: futures[job].result() for job in jobs}
 
     def _steps(self, job: Job) -> int:
-        trainings = len(self.seeds) - 1 + len(job.factors) if isinstance(job, Strong) else len(self.seeds)
-        return job.steps * trainings
+        seeds = len(self._seeds[job])
+        return job.steps * (seeds if isinstance(job, Published) else seeds - 1 + len(job.grid.factors))
 
     def _check(self) -> None:
         if self._leave.is_set():
@@ -89,38 +81,43 @@ class Workers:
 
     def _done_by(self, job: Job) -> dict[str, Outcome]:
         self._check()
+        seeds = self._seeds[job]
         if isinstance(job, Published):
-            return {strong.SOLVED: Outcome([self._published(job, seed) for seed in self.seeds])}
+            return {strong.SOLVED: Outcome([self._published(job, seed) for seed in seeds])}
         outcomes = {}
         for stage in job.stages:
 
             def fvu_at(lr: float, stage: str = stage) -> float:
-                found = self._strong(job, lr, self.seeds[0])[stage]
+                found = self._tuned(job, lr, seeds[0])[stage]
                 return found["validation_fvu"] if found and found["validation_fvu"] is not None else float("inf")
 
-            grid, _ = tuned(fvu_at, job.factors, job.unit, job.extensions)
+            grid, _ = tune(fvu_at, job.grid.factors, job.grid.unit, job.grid.extensions)
             lr = min(grid, key=lambda rate: (grid[rate], rate))
-            outcomes[stage] = Outcome([self._strong(job, lr, seed)[stage] for seed in self.seeds], lr, grid)
+            outcomes[stage] = Outcome([self._tuned(job, lr, seed)[stage] for seed in seeds], lr, grid)
         return outcomes
 
     def _published(self, job: Published, seed: int) -> dict[str, Any]:
         def make() -> dict[str, Any]:
-            data = self.data.split(seed, job.rows, job.over_all)
-            sae, told = trained(job, data, seed, self._check)
-            return told | self._pictures(job.rows, seed, sae)
+            sae, told = trained(job, self.data.split(seed, job.rows, job.over_all), seed, self._check)
+            return told | self._pictures(job, seed, sae)
 
         return self._cell(asdict(job), seed, job.steps, make)
 
-    def _strong(self, job: Strong, lr: float, seed: int) -> dict[str, Any]:
-        config = job.at(lr, seed)
+    def _tuned(self, job: Strong | Tuned, lr: float, seed: int) -> dict[str, Any]:
+        """By stage."""
+        settings = {**asdict(job.at(lr)), "decay": True} if isinstance(job, Tuned) else asdict(job.at(lr, seed))
 
         def make() -> dict[str, Any]:
-            sae, told = strong.trained(config, self.data.split(seed, job.rows), self._check)
+            data = self.data.split(seed, job.rows)
+            if isinstance(job, Tuned):
+                sae, told = strong.tuned(job.at(lr), data, seed, self._check)
+            else:
+                sae, told = strong.trained(job.at(lr, seed), data, self._check)
             if sae:
-                told[strong.SOLVED] |= self._pictures(job.rows, seed, sae)
+                told[strong.SOLVED] |= self._pictures(job, seed, sae)
             return told
 
-        return self._cell(asdict(config), seed, job.steps, make)
+        return self._cell(settings, seed, job.steps, make)
 
     def _cell(self, settings: dict[str, Any], seed: int, steps: int, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         identity = {"recipe": self.recipe, "data": self.data.fingerprint, "settings": settings, "seed": seed}
@@ -136,9 +133,9 @@ class Workers:
                 self.progress(self._done, max(self._done, self._expected), f"{settings['rows']:,} rows, seed {seed}")
         return found
 
-    def _pictures(self, rows: int, seed: int, sae: SAE) -> dict[str, Any]:
+    def _pictures(self, job: Job, seed: int, sae: SAE) -> dict[str, Any]:
         """Of the first seed's SAEs of all images."""
-        if not self.data.image or seed != self.seeds[0] or rows != self.data.rows:
+        if not self.data.image or seed != self._seeds[job][0] or job.rows != self.data.rows:
             return {}
         test = self.data.split(seed, 1).test[:PICTURES]
         # Those latents that these images use most.
