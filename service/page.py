@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from threading import Lock
 from time import monotonic
 from typing import Annotated, Any
 from urllib.parse import parse_qs, quote
@@ -66,17 +67,19 @@ def router(service: Service, access: Access) -> APIRouter:
         }  # fmt: skip
 
     kept: dict[tuple[str, int], tuple[float, int, str]] = {}
+    rendering = Lock()
 
     def shared(key: tuple[str, int], make: Callable[[], str]) -> str:
         """A part that was rendered for another watcher within the last second, if no job has changed since; or a new one."""
-        at, changed, text = kept.get(key, (-FRESH, -1, ""))
-        if monotonic() - at > FRESH or changed != service.queue.changed:
-            changed = service.queue.changed
-            text = make()
-            if len(kept) > MOST_KEPT:
-                kept.clear()
-            kept[key] = monotonic(), changed, text
-        return text
+        with rendering:  # one at a time: whoever waits finds what has just been made
+            at, changed, text = kept.get(key, (-FRESH, -1, ""))
+            if monotonic() - at > FRESH or changed != service.queue.changed:
+                changed = service.queue.changed
+                text = make()
+                if len(kept) > MOST_KEPT:
+                    kept.clear()
+                kept[key] = monotonic(), changed, text
+            return text
 
     @page.get("/")
     def jobs(p: Annotated[int, Query(ge=0, le=10**6)] = 0) -> str:

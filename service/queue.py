@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     message TEXT NOT NULL DEFAULT '', result TEXT
 );
 CREATE INDEX IF NOT EXISTS by_state ON jobs (state, priority DESC, id);
-CREATE INDEX IF NOT EXISTS by_change ON jobs (changed);
+CREATE INDEX IF NOT EXISTS by_output ON jobs (writes);
 """
 _JSON = ("handle", "line", "result")
 _PLAIN = [field.name for field in fields(Job) if field.name not in ("work", *_JSON)]
@@ -135,6 +135,12 @@ class Queue:
         """What jobs that have not ended will write."""
         where, values = _where(OPEN)
         return {row["writes"] for row in self._rows(f"SELECT writes FROM jobs {where} AND writes IS NOT NULL", values)}
+
+    def writer_of(self, claim: str) -> Job | None:
+        """The first job that has not ended and will write `claim`."""
+        where, values = _where(OPEN)
+        rows = self._rows(f"SELECT * FROM jobs {where} AND writes = ? ORDER BY id LIMIT 1", (*values, claim))
+        return _job(rows[0]) if rows else None
 
     def durations(self, command: str, latest: int = 20) -> list[float]:
         """How long the latest jobs of a command took that were done at their first attempt, in seconds."""

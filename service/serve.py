@@ -7,8 +7,10 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -55,6 +57,14 @@ class ServeConfig:
         return Slots(tuple(f"cuda:{i}" for i in range(gpus)), threads)
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's, which lets its streams know of the end: else it would wait for them."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.config.app.state.streams.closing = True  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
+        super().handle_exit(sig, frame)
+
+
 def serve(config: ServeConfig, tell: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM.
 
@@ -87,10 +97,11 @@ def serve(config: ServeConfig, tell: Callable[[str], None]) -> None:
                     "What goes over the wire is not encrypted: beyond a network that you trust, use ssh -L or a proxy with TLS."
                 )
             app = make_app(service, access)
-            server = uvicorn.Server(
-                uvicorn.Config(app, log_level=LOGGED, server_header=False, timeout_graceful_shutdown=1, timeout_keep_alive=30)
+            server = _Server(
+                uvicorn.Config(app, log_level=LOGGED, server_header=False, timeout_graceful_shutdown=5, timeout_keep_alive=30)
             )
-            server.run(sockets=[listening])
+            with suppress(KeyboardInterrupt):  # uvicorn raises the signal again that ended it
+                server.run(sockets=[listening])
     finally:
         service.close()
 

@@ -25,7 +25,7 @@ from .slurm import SlurmRunner
 STATE = ".splinterp"  # hidden: no client can name it
 QUEUE, JOBS, LOCK, TOKEN = "queue.sqlite", "jobs", "lock", "token"
 LARGEST_LOG = 256 * 1024
-_REMEMBER = 2.0
+WAITS_OLD, _REMEMBER = 5.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class Service:
         self.manager = Manager(self.queue, self.runner, self.root, slots, grace)
         self.catalogue = Catalogue(self.root)
         self._submitting = threading.Lock()
-        self._waits: tuple[float, int, dict[int, float | None]] = (0.0, -1, {})
+        self._looking = threading.Lock()
+        self._waits: tuple[float, dict[int, float | None]] = (-WAITS_OLD, {})
 
     def close(self) -> None:
         """Leave the root. Jobs go on."""
@@ -155,8 +156,7 @@ class Service:
 
     def job_of(self, name: str) -> Job | None:
         """The job that writes a run or store, of those that have not ended."""
-        claim = self.root.claim(name)
-        return next((job for job in self.queue.jobs(OPEN) if claim in job.work.writes), None)
+        return self.queue.writer_of(self.root.claim(name))
 
     def _when(self) -> int:
         return int(monotonic() / _REMEMBER)
@@ -166,13 +166,17 @@ class Service:
         return progress.usual(self.queue.durations(command))
 
     def _waiting_times(self) -> dict[int, float | None]:
-        at, changed, found = self._waits
-        if monotonic() - at > _REMEMBER or (changed != self.queue.changed and len(found) < 100):
-            queued, changed = self.queue.jobs(("queued",)), self.queue.changed
-            active = [(job, self._left(job)) for job in self.queue.active()]
-            expected = {name: self._usual(name, self._when()) for name in {job.work.command for job in queued}}
-            found = progress.waiting_times(active, queued, expected, self.slots)
-            self._waits = monotonic(), changed, found
+        """By job; up to WAITS_OLD seconds old, for a long queue takes its time to read. One thread looks, and others take what there is."""
+        at, found = self._waits
+        if monotonic() - at > WAITS_OLD and self._looking.acquire(blocking=False):
+            try:
+                queued = self.queue.jobs(("queued",))
+                active = [(job, self._left(job)) for job in self.queue.active()]
+                expected = {name: self._usual(name, self._when()) for name in {job.work.command for job in queued}}
+                found = progress.waiting_times(active, queued, expected, self.slots)
+                self._waits = monotonic(), found
+            finally:
+                self._looking.release()
         return found
 
     def _left(self, job: Job) -> float | None:

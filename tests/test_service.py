@@ -252,6 +252,8 @@ def test_the_queue_keeps_everything_and_makes_one_job_of_one_request(tmp_path):
     assert again.changed == changed
     assert [j.id for j in told] == [1, 3, 4, 2]
     assert again.claims() == {"run"}
+    assert again.writer_of("run").id == 1
+    assert again.writer_of("other") is None
     (tmp_path / "other").write_bytes(b"no database" * 100)
     with pytest.raises(SplinterpError, match="cannot be read"):
         Queue(tmp_path / "other")
@@ -460,6 +462,14 @@ def test_jobs_outlive_the_service_and_are_found_again(served, stored):
     client.stop(made["id"])
     assert client.wait(made["id"])["state"] == "stopped"
     assert not any("runs/long" in line for line in at_work(stored))
+
+
+def test_a_ctrl_c_ends_it_quietly_though_somebody_watches(served):
+    events = served.client.events("runs/none")
+    next(events)
+    assert served.kill(signal.SIGINT) == 0
+    assert "Traceback" not in served.output.read_text()
+    served.start()
 
 
 def test_the_service_is_light_and_alone(served, stored):
