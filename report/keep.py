@@ -27,7 +27,9 @@ class Kept:
         self.rows = np.full((d_sae, m), -1, np.int64)
         # Entries that wait have room of their own from the start: small arrays that live on between the large ones of every batch would keep the
         # allocator from using that memory again.
-        self._room = tuple(np.empty(MOST_WAITING, dtype) for dtype in (np.int64, np.float64, np.float32, np.int64))
+        self._room: tuple[np.ndarray, ...] = tuple(
+            np.empty(MOST_WAITING, dtype) for dtype in (np.int64, np.float64, np.float32, np.int64)
+        )
         self._waiting = 0
 
     def add(self, latent: np.ndarray, key: np.ndarray, value: np.ndarray, row: np.ndarray) -> None:
