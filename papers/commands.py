@@ -202,7 +202,7 @@ def amortisation(
         bool,
         typer.Option(
             "--quick",
-            help="A fifth of the steps where the paper takes 50k or more (l1, topk: a tenth), and of scaling K=3 alone.",
+            help="A fifth of the steps where the paper takes 100k (l1, topk: a tenth; scaling: half, and K=3 alone).",
         ),
     ] = False,
     flops: Annotated[str, typer.Option(help="counted, or paper: by the authors' formulas.")] = "counted",

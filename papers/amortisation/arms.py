@@ -13,7 +13,8 @@ FIRST_DATA, LATER_DATA, SCALING_DATA = 20240625, 20240926, 20240927
 TEST_STEPS, TEST_RATE = 10_000, 3e-3  # of inference-time optimisation on test rows
 LCA_L1 = 0.1  # λ of LCA, whose loss is ½‖x − x̂‖² + λ·Σ|s|
 QUICK = 5  # a quick recipe takes a fifth of the long trainings' steps,
-QUICK_SWEEP = 10  # and at three times the rate a tenth
+QUICK_SWEEP = 10  # and at three times the rate a tenth;
+QUICK_SCALING = 2  # of the scaling half: free codes take 10,000 steps at this rate to come from exp(−10) to 1
 
 Kind = Literal["sae", "mlp", "sparse coding", "ito", "lca", "omp"]
 
@@ -113,7 +114,7 @@ def scaling(quick: bool) -> list[Arm]:
                     "neither",
                     hidden=hidden,
                     size=Size(n, m, k),
-                    steps=_long(quick, 25_000 if k == 15 else 50_000),
+                    steps=_long(quick, 25_000 if k == 15 else 50_000, QUICK_SCALING),
                     data_seed=SCALING_DATA,
                     published={"codes": codes, "dictionary": dictionary},
                 )

@@ -36,7 +36,7 @@ class Amortisation:
     Attributes:
         experiment: one of `NAMES`. seeds: of weights. data: the authors' data set, the same for every seed where theirs was, or for each seed a
             fresh one of its own. weights: to begin with, drawn from `seeds`; or the authors' own, `seeds` then being the numbers of their runs, from
-            0. quick: a fifth of the steps where the paper takes 50,000 or 100,000 (l1 and topk: a tenth), and of the scaling K = 3 alone.
+            0. quick: a fifth of the steps where the paper takes 100,000 (l1 and topk: a tenth; scaling: half, and K = 3 alone).
         flops: counted, or by the authors' formulas. steps: at most so many, of training and on test rows. None: as many as there are.
     """
 
