@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from services import Served, make_store
+from splinterp.service import commands
 
 CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
 FLAGS = (
@@ -93,6 +94,7 @@ def test_a_training_is_started_watched_stopped_resumed_and_ends(served, browser,
     browser.get(f"{served.url}/new/train")
     assert browser.find_element("id", "f-method").get_attribute("value") == "pam"  # the command's own default
     fill(browser, store="acts.zarr", latents="64", k="4", tokens="400k", out="runs/from-the-page", job_label="by hand")
+    browser.execute_script("scrollTo(0, 0)")
     picture(browser, "service-form.png")
     click(browser, see, "#submit")
     see(lambda _: "/job/" in browser.current_url)
@@ -115,6 +117,13 @@ def test_a_training_is_started_watched_stopped_resumed_and_ends(served, browser,
     click(browser, see, "#run")
     see(lambda _: "/run/" in browser.current_url)
     assert "fvu" in text(browser, "main table")
+    if "report" in commands.available():
+        click(browser, see, "#new-report")
+        see(lambda _: "/new/report" in browser.current_url)
+        click(browser, see, "#submit")
+        click(browser, see, "#report")  # once it is written
+        see(lambda _: browser.current_url.endswith("/report/runs/from-the-page/report.html"))
+        assert "runs/from-the-page" in browser.page_source
     assert complaints(browser) == []
 
 
