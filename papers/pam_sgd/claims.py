@@ -77,10 +77,10 @@ def clearly(logs: Sequence[float]) -> int:
 
 
 def log_ratios(a: Sequence[float | None], b: Sequence[float | None]) -> list[float]:
-    """log(a/b) of each seed; infinite where one of them is no number, zero where neither is."""
+    """log(a/b) of each seed that both have, which are the first ones; infinite where one of them is no number, zero where neither is."""
     return [
         math.log(x / y) if x and y else math.inf * ((x is None) - (y is None)) if (x is None) != (y is None) else 0.0
-        for x, y in zip(a, b, strict=True)
+        for x, y in zip(a, b, strict=False)
     ]
 
 
