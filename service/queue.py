@@ -191,4 +191,7 @@ def _job(row: sqlite3.Row) -> Job:
 @lru_cache(maxsize=4096)
 def _work(text: str) -> Work:
     """A job's work, which never changes."""
-    return Work(**{name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()})
+    told: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()
+    }
+    return Work(**told)
