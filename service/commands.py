@@ -162,6 +162,18 @@ def check_places(root: Root, work: Work, to_come: Set[str] = frozenset()) -> Non
             )
 
 
+def lacking(root: Root, work: Work) -> str | None:
+    """What a job would read and cannot yet, in words: a path that is not there, or a store that is not finished. None: nothing."""
+    for claim in work.reads:
+        path = root.path / claim
+        if not path.exists():
+            return f"{claim}, which is not there"
+        told = read(path / "zarr.json").get("attributes", {}).get("splinterp")
+        if isinstance(told, dict) and told.get("status", "complete") != "complete":
+            return f"{claim}, which is not finished"
+    return None
+
+
 def next_arguments(root: Root, work: Work, mode: Mode, since: float) -> list[str]:
     """The arguments of an attempt: as given, or so that what this job began (at `since` or later) goes on, or is done anew.
 

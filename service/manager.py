@@ -25,6 +25,7 @@ EVERY, LEAST = 0.5, 0.1  # seconds
 GRACE = 300.0  # seconds that a job has for its last checkpoint
 MOST_RESTARTS = 20
 _TAIL = 4096
+_FRAME = " \t\r│╭╮╰╯─"
 _NOT_FOR_JOBS = ("SPLINTERP_TOKEN", "SPLINTERP_SERVER")
 
 
@@ -79,7 +80,7 @@ class Manager:
         self._recovered = True
         active = self.queue.active()
         if self.slots.has_room(active):  # else nobody need read a long queue
-            for job, slot in startable(active, self.queue.jobs(("queued",)), self.slots):
+            for job, slot in startable(active, self.queue.jobs(("queued",)), self.slots, self._lacks):
                 self._start(job, slot)
 
     # What clients ask for.
@@ -188,6 +189,14 @@ class Manager:
     def _end(self, job: Job, **values: Any) -> None:
         self.queue.change(job.id, ACTIVE, **values)
 
+    def _lacks(self, job: Job) -> bool:
+        """Whether a queued job must wait for what it reads; if so, it says for what. Who writes that has been stopped, perhaps."""
+        found = commands.lacking(self.root, job.work)
+        told = f"Waits for {found}." if found else ""
+        if told and told != job.message:
+            self.queue.change(job.id, ("queued",), message=told)
+        return bool(told)
+
     def _start(self, job: Job, slot: str) -> None:
         """Begin an attempt. The queue says `starting` before anything is started, and the job's lock is held as soon as something is."""
         now, since = time(), job.begun or time()
@@ -239,11 +248,11 @@ def environment(job: Job, base: Mapping[str, str] = os.environ) -> dict[str, str
 
 
 def _last_line(path: Path) -> str:
-    """The last line of a log that says something."""
+    """The last line of a log that says something; usage errors stand in a frame."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL))
             lines = file.read().decode("utf-8", errors="replace").split("\n")
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return next((told for line in reversed(lines) if (told := line.strip(_FRAME))), "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -40,8 +40,13 @@ class Slots:
         return len(active) < self.most and bool(self.scheduler or threads < self.threads or set(self.gpus) - busy)
 
 
-def startable(active: Sequence[Job], queued: Sequence[Job], slots: Slots) -> list[tuple[Job, str]]:
+def startable(
+    active: Sequence[Job], queued: Sequence[Job], slots: Slots, lacking: Callable[[Job], bool] = lambda job: False
+) -> list[tuple[Job, str]]:
     """(job, slot) of those queued jobs that may start, by their turn: `queued` is in order of priority.
+
+    Args:
+        lacking: whether a job would not find what it reads; it then waits, and nobody for it but those that want its files.
 
     Of two jobs of which one writes what the other reads or writes, the one that was submitted first comes first, whatever their priorities:
     a training waits for the harvest of its store, and a new harvest of it for the trainings. Where the next job for the CPU wants more threads
@@ -53,6 +58,8 @@ def startable(active: Sequence[Job], queued: Sequence[Job], slots: Slots) -> lis
     room, waiting, found = slots.most - len(active), False, list[tuple[Job, str]]()
     for job in queued:
         if job.id in blocked or len(found) >= room:
+            continue
+        if lacking(job):
             continue
         for slot in slots.wanted(job.work.device):
             if slot == "cpu":

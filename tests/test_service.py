@@ -195,6 +195,23 @@ def test_turns_follow_priority_then_order_and_the_machine_s_room():
     assert startable([], [job(1, threads=99)], Slots((), 4))[0][1] == "cpu"
 
 
+def test_a_job_waits_for_a_store_that_is_not_there_or_not_finished_and_holds_up_nobody(tmp_path):
+    root, queue, runner = Root.at(tmp_path), Queue(tmp_path / "q"), Scripted(tmp_path)
+    make_store(tmp_path / "acts.zarr")
+    waiting = queue.submit(work_of(root, "train", ["--store", "late.zarr", "--out", "a"]), priority=9)
+    other = queue.submit(work_of(root, "train", [*TRAIN, "--out", "b"]))
+    manager = Manager(queue, runner, root, Slots((), 1))
+    manager.tick()
+    assert [queue.get(job.id).state for job in (waiting, other)] == ["queued", "starting"]
+    queue.change(other.id, ("starting",), state="stopped", ended=1.0)
+    (tmp_path / "late.zarr").mkdir()
+    for status, state in (("writing", "queued"), ("complete", "starting")):
+        (tmp_path / "late.zarr" / "zarr.json").write_text(json.dumps({"attributes": {"splinterp": {"status": status}}}))
+        manager.tick()
+        assert queue.get(waiting.id).state == state
+        assert queue.get(waiting.id).message == ("Waits for late.zarr, which is not finished." if state == "queued" else "")
+
+
 jobs_of = st.lists(
     st.tuples(st.lists(NAMES, max_size=2), st.lists(NAMES, max_size=1), st.integers(0, 2), st.booleans()), max_size=7
 )
