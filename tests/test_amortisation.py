@@ -288,7 +288,9 @@ def test_quick_is_a_part_of_the_whole():
         whole, quick = {arm.name: arm.steps for arm in arms(False)}, {arm.name: arm.steps for arm in arms(True)}
         assert len(whole) == len(arms(False))
         assert set(quick) <= set(whole)
-        assert all(steps in (whole[arm], whole[arm] // 2, whole[arm] // 5, whole[arm] // 10) for arm, steps in quick.items()), name
+        assert all(steps in (whole[arm], whole[arm] // 2, whole[arm] // 5, whole[arm] // 10) for arm, steps in quick.items()), (
+            name
+        )
 
 
 @pytest.mark.parametrize(
