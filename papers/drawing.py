@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from ..report.plots import COLOURS
 
 STYLE: Any = {
-    "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10, "legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9,
+    "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10, "legend.fontsize": 8.5, "xtick.labelsize": 9, "ytick.labelsize": 9,
     "axes.grid": True, "grid.color": "#e4e4e4", "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
     "legend.frameon": False, "figure.dpi": 100, "svg.fonttype": "path", "svg.hashsalt": "splinterp",
 }  # fmt: skip
@@ -58,6 +58,7 @@ def panels(
     return figure, list(axes.reshape(-1))
 
 
+@matplotlib.rc_context(STYLE)
 def lines(
     axes: Axes, title: str, x: str, y: str, drawn: Sequence[Line], *, log_x: bool = False, log_y: bool = False,
     ticks: Sequence[tuple[float, str]] = (), legend: bool = True,

@@ -19,7 +19,7 @@ from splinterp.papers.pam_sgd import claims, recipe, strong, work
 from splinterp.papers.pam_sgd import data as rows_of
 from splinterp.papers.pam_sgd import page as html
 from splinterp.papers.pam_sgd.data import Split, mnist
-from splinterp.papers.pam_sgd.experiments import LLM, MNIST, QUICK_LLM, QUICK_MNIST, Extent, points, size_epochs
+from splinterp.papers.pam_sgd.experiments import EVERY_SEED, LLM, MNIST, QUICK_LLM, QUICK_MNIST, Extent, points, size_epochs
 from splinterp.papers.pam_sgd.page import claims_table
 from splinterp.papers.pam_sgd.published import Net, fit, mean_loss, trained
 from splinterp.papers.pam_sgd.recipe import Recipe, run_llm, run_mnist
@@ -40,7 +40,7 @@ from splinterp.train.run import train
 
 SITE, LLM_SITE = Site("mnist", 12, 20, 4, 16, 3e-3), Site("llm", 12, 20, 4, 16, 1e-3)
 TINY = Extent(
-    0.25, 2, 2, 2, (0.25, 1.0), (1, 5), (0.0, 1e-2), (0.0, 1e-3), (15, 320, 1280), Effort(1, 4, (0.5, 1.0), 0), "Nearly all."
+    0.25, 2, 2, 2, (0.25, 1.0), (1, 5), (0.0, 1e-2), (0.0, 1e-3), (15, 320, 1280), Effort(1, 4, (0.5, 1.0), 0), "Nearly all.", every_seed=False
 )  # fmt: skip
 NOTHING = lambda: None  # noqa: E731
 
@@ -349,6 +349,9 @@ def test_what_it_leaves_says_all_of_it(reproduced):
             found = result["results"][preset][activation]
             assert set(found) == {"sizes", "updates", "weight-decay", "mu-nu"} | ({"base"} if preset != "strong" else set())
             assert [(p["x"], p["rows"]) for p in found["sizes"]] == [(0.25, 20), (1.0, 80)]
+            for experiment, points_of in found.items():
+                seeds = 2 if experiment in EVERY_SEED else 1
+                assert all(len(arm["loss"]) == seeds for p in points_of for arm in p["arms"].values())
             arms = found["sizes"][0]["arms"]
             assert set(arms) == ({"sgd", "adam", "adam+solve", "pam", "alternation"} if preset == "strong" else {"sgd", "pam"})
             for arm in arms.values():

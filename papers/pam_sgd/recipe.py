@@ -94,9 +94,8 @@ def run(
     points = list(experiments.points(site, data.rows, extent, config.presets))
     seeds: dict[Job, tuple[int, ...]] = {}
     for point in points:
-        more = extent.every_seed or point.experiment in experiments.EVERY_SEED
         for job, _ in point.arms.values():
-            seeds[job] = max(seeds.get(job, ()), config.seeds if more else config.seeds[:1], key=len)
+            seeds[job] = max(seeds.get(job, ()), _seeds(config, extent, point), key=len)
     weights = site.d_in * site.d_sae
     workers = config.workers or (1 if weights >= SMALL_MATRIX else default_workers())
     with closing(Cells(out)) as cells, suitable_threads(weights, torch.device("cpu")):
@@ -105,7 +104,7 @@ def run(
     pictures: dict[str, dict[str, Any]] = {}
     for point in points:
         told = results.setdefault(point.preset, {}).setdefault(point.activation, {}).setdefault(point.experiment, [])
-        told.append(_summed_up(point, outcomes))
+        told.append(_summed_up(point, outcomes, len(_seeds(config, extent, point))))
         if point.experiment == "sizes" and point.rows == data.rows:
             pictures.setdefault(point.preset, {})[point.activation] = _pictures(point, outcomes)
     result = {
@@ -120,13 +119,20 @@ def run(
     return result
 
 
-def _summed_up(point: Point, outcomes: Mapping[Job, Mapping[str, Outcome]]) -> dict[str, Any]:
+def _seeds(config: Recipe, extent: Extent, point: Point) -> tuple[int, ...]:
+    """Those of a point."""
+    return config.seeds if extent.every_seed or point.experiment in experiments.EVERY_SEED else config.seeds[:1]
+
+
+def _summed_up(point: Point, outcomes: Mapping[Job, Mapping[str, Outcome]], seeds: int) -> dict[str, Any]:
+    """A point's figures, of its first `seeds`: another experiment may have the same training with more."""
     arms = {}
     for name, (job, stage) in point.arms.items():
         outcome = outcomes[job][stage]
-        values = {figure: [None if cell is None else cell[figure] for cell in outcome.cells] for figure in FIGURES}
+        cells = outcome.cells[:seeds]
+        values = {figure: [None if cell is None else cell[figure] for cell in cells] for figure in FIGURES}
         told: dict[str, Any] = {**values, **_mean_sd(values["loss"])}
-        curves = [cell["curve"] for cell in outcome.cells if cell and "curve" in cell]
+        curves = [cell["curve"] for cell in cells if cell and "curve" in cell]
         if curves:
             told["curves"] = curves
         if outcome.lr is not None:
