@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 # Where each name comes from. Those that are packages too are called as packages: see callable_packages.py.
 _API = (
-    "compare", "encode", "evaluate", "export_activations", "export_sae", "gap", "geometry", "harvest", "import_activations", "load_sae", "mlp", "open_store", "plot", "push_to_hub", "refit",
+    "compare", "encode", "evaluate", "export_activations", "export_neuronpedia", "export_sae", "gap", "geometry", "harvest", "import_activations", "load_sae", "mlp", "open_store", "plot", "push_to_hub", "refit",
     "report", "spectrum", "splice", "sweep", "train",
 )  # fmt: skip
 _CLASSES = {"SAE": ".sae", "SAETransformer": ".api.transformer", "SplinterpError": ".errors", "Store": ".store"}
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         encode,
         evaluate,
         export_activations,
+        export_neuronpedia,
         export_sae,
         gap,
         geometry,
@@ -55,6 +56,7 @@ __all__ = [
     "encode",
     "evaluate",
     "export_activations",
+    "export_neuronpedia",
     "export_sae",
     "gap",
     "geometry",

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import ForceOption, quantity
+from .options import DeviceOption, ForceOption, quantity
 from .sae_commands import split_of
 
-TARGETS = ("saelens", "saelens-activations", "hub")
+TARGETS = ("saelens", "saelens-activations", "neuronpedia", "hub")
 # The options that each target takes.
 _TAKES = {
     "saelens": {"out", "force"}, "saelens-activations": {"out", "context", "split", "force"},
-    "hub": {"repo", "path", "private", "dry_run"},
+    "neuronpedia": {"out", "store", "site", "model", "device", "force"}, "hub": {"repo", "path", "private", "dry_run"},
 }  # fmt: skip
 out_console = Console()
 
@@ -28,12 +28,12 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="saelens: an SAE's two files alone; saelens-activations: a store's rows as SAELens's cached activations; hub: an SAE to the "
-            "Hugging Face hub."
+            help="saelens: an SAE's two files alone; saelens-activations: a store's rows as SAELens's cached activations; "
+            "neuronpedia: an SAE's latents as SAEDashboard's batches; hub: an SAE to the Hugging Face hub."
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The directory to write (saelens, saelens-activations).")
+        Path | None, typer.Option(metavar="DIR", help="The directory to write (all but hub).")
     ] = None,
     context_size: Annotated[
         int | None,
@@ -44,6 +44,16 @@ def export(
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="all, train, held_out or validation (saelens-activations).")] = "all",
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="The store to look at (neuronpedia). \\[default: the one that the run was trained on]"),
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Its site (neuronpedia). \\[default: the SAE's]")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|DIR", help="Whose unembedding says which tokens a latent raises and lowers (neuronpedia)."),
+    ] = None,
+    device: DeviceOption = "auto",
     repo: Annotated[str | None, typer.Option(metavar="USER/NAME", help="The repository, made if need be (hub).")] = None,
     path: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="The SAE's folder there (hub). \\[default: the name of its directory]")
@@ -55,7 +65,7 @@ def export(
     ] = False,
     force: ForceOption = False,
 ) -> None:
-    """Write an SAE or a store for SAELens, or push an SAE to the Hugging Face hub."""
+    """Write an SAE or a store for SAELens or Neuronpedia, or push an SAE to the Hugging Face hub."""
     if to not in TARGETS:
         raise typer.BadParameter(f"--to is {', '.join(TARGETS[:-1])} or {TARGETS[-1]}")
     for parameter in context.command.params:
@@ -74,6 +84,13 @@ def export(
         from .api import export_sae
 
         told = f"{export_sae(what, out, force=force)}: an SAE that SAELens loads."
+    elif to == "neuronpedia":
+        from .api import export_neuronpedia
+        from .progress import Bar
+
+        with Bar("export", None) as bar:
+            lacking = export_neuronpedia(what, store, out, site=site, model=model, device=device, force=force, progress=bar.report)
+        told = "\n".join([f"{out}: batches as SAEDashboard writes them; Neuronpedia's converter takes the directory.", *lacking])
     else:
         from .api import export_activations
         from .progress import Bar

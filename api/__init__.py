@@ -9,6 +9,7 @@ from ..store import open as open_store
 from .figures import encode, evaluate, gap, geometry, spectrum
 from .making import (
     export_activations,
+    export_neuronpedia,
     export_sae,
     harvest,
     import_activations,
@@ -26,6 +27,7 @@ __all__ = [
     "encode",
     "evaluate",
     "export_activations",
+    "export_neuronpedia",
     "export_sae",
     "gap",
     "geometry",

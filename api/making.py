@@ -11,6 +11,7 @@ from .. import store as stores
 from ..errors import SplinterpError
 from ..harvest import HarvestConfig, HarvestSettings, plan
 from ..harvest import harvest as run_harvest
+from ..report.neuronpedia import write_neuronpedia
 from ..sae import save_sae
 from ..store import Store
 from ..store.export_saelens import export_saelens
@@ -255,6 +256,28 @@ def export_activations(
     return export_saelens(
         opened, Path(out), context=context, split=split_of(split), force=force,
         progress=progress and (lambda done, total: progress("export", done, total, {})),
+    )  # fmt: skip
+
+
+def export_neuronpedia(
+    run: str | os.PathLike[str], store: AnyStore | None, out: str | os.PathLike[str], *, site: str | None = None, model: str | None = None,
+    device: str = "auto", force: bool = False, progress: Progress | None = None,
+) -> list[str]:  # fmt: skip
+    """Write an SAE's latents as SAEDashboard's `batch-N.json`, which Neuronpedia's converter takes: `splinterp export --to neuronpedia`.
+
+    Args:
+        run: a run directory, or any SAE in SAELens's format. store: None: the one that the run was trained on.
+        model: whose unembedding gives tokens; None: the store's, where it is `tiny` or a local directory.
+
+    Returns:
+        what was left out, in sentences.
+
+    Raises:
+        SplinterpError: `out` exists, and there is no `force`; the store holds no text; or the two do not go together.
+    """
+    return write_neuronpedia(
+        run, store, Path(out), site=site, model=model, device=device, force=force,
+        progress=progress and (lambda stage, done, total: progress(stage, done, total, {})),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from ..store import Store
 from ..store.places import Location
 from .directions import Directions, directions
 from .latents import LatentSeen, chosen_latents, contexts_of, look_at
-from .runs import METRICS, RUN, SUMMARY, RunSeen, different_stores, read_lines, read_object, read_run
+from .runs import METRICS, RUN, SUMMARY, RunSeen, different_stores, read_lines, read_object, read_run, recorded_store
 from .statistics import LatentStatistics, accumulate
 from .tokens import token_effects, unembedding_of
 from .windows import load_tokenizer
@@ -85,7 +85,7 @@ def make_report(
     from ..train.rows import check_width
 
     sae = load_sae(run, choose_device(device))
-    opened = store if isinstance(store, Store) else stores.open(store or _recorded(run))
+    opened = store if isinstance(store, Store) else stores.open(store or recorded_store(run))
     chosen = opened.site(site or site_of(sae, opened)).name
     check_width(sae.config.d_in, str(run), opened, chosen)
     runs, curves, notes = _runs([run, *map(Path, baselines)])
@@ -188,13 +188,3 @@ def _before_last_solve(path: Path, run: RunSeen) -> RunSeen | None:
         return None
     name = f"{run.name}, before its last solve"
     return replace(run, name=name, fvu=before["fvu"], l0=before["l0"], dead=before["dead_fraction"], seconds=None)
-
-
-def _recorded(run: Path) -> str:
-    """The store that a run says it was trained on."""
-    store = read_object(run / RUN).get("store")
-    if not isinstance(store, str):
-        raise SplinterpError(f"{run} does not say which store its rows come from; name it with --store.")
-    if "://" not in store and not Path(store).exists():
-        raise SplinterpError(f"The store that {run} was trained on, {store}, is no longer there; name it with --store.")
-    return store

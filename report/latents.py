@@ -125,13 +125,15 @@ def contexts_of(
     site: str,
     tokenizer: Any,
     progress: Callable[[str, int, int], None],
+    *,
+    width: int = WIDTH,
 ) -> dict[int, list[Group]]:
     """For each latent its strongest contexts, from different documents where there are enough, and some of each fifth of its firings (of a
-    random sample of them, strongest first)."""
+    random sample of them, strongest first), each with `width` tokens on either side."""
     column = _text_column(store)
     picked = [one for latent in latents for one in _picks(latent, statistics, store, column)]
     rows = np.array([row for *_, row in picked], np.int64)
-    around = windows_at(store, rows, WIDTH, lambda done: progress("neighbours", done, store.rows))
+    around = windows_at(store, rows, width, lambda done: progress("neighbours", done, store.rows))
     owners = np.array([latent for latent, *_ in picked], np.int64)
     values = codes_at(sae, store, site, around.rows, owners, lambda done, total: progress("contexts", done, total))
     positions = column_at(store, "position", rows)
@@ -141,7 +143,7 @@ def contexts_of(
         there = np.flatnonzero(around.rows[i] != ABSENT)
         part = slice(there[0], there[-1] + 1)  # without what lies beyond the sequence's ends
         seen = ContextSeen(
-            float(values[i, WIDTH]), pieces(tokenizer, around.tokens[i, part]), values[i, part].tolist(), WIDTH - int(there[0]), row,
+            float(values[i, width]), pieces(tokenizer, around.tokens[i, part]), values[i, part].tolist(), width - int(there[0]), row,
             int(positions[i]), documents[i],
         )  # fmt: skip
         found.setdefault(latent, {}).setdefault(name, []).append(seen)
@@ -156,9 +158,13 @@ def _picks(latent: int, statistics: LatentStatistics, store: Store, column: str)
     picks = [(latent, "strongest", row) for row in top]
     sample, fifths = statistics.sample_rows[latent], bands(statistics.sample_rows[latent], set(top), EACH)
     for i, places in enumerate(fifths):
-        name = f"{100 - 20 * (i + 1)}–{100 - 20 * i} %"
-        picks += [(latent, name, int(sample[p])) for p in places]
+        picks += [(latent, fifth_name(i), int(sample[p])) for p in places]
     return picks
+
+
+def fifth_name(i: int) -> str:
+    """What the group of the i-th fifth of the firings is called, the strongest being the first."""
+    return f"{100 - 20 * (i + 1)}–{100 - 20 * i} %"
 
 
 def _text_column(store: Store) -> str:

@@ -170,3 +170,13 @@ def _is_number(value: object) -> bool:
 
 def _number(value: Any) -> float | None:
     return float(value) if _is_number(value) else None
+
+
+def recorded_store(run: Path) -> str:
+    """The store that a run says it was trained on."""
+    store = read_object(run / RUN).get("store")
+    if not isinstance(store, str):
+        raise SplinterpError(f"{run} does not say which store its rows come from; name it with --store.")
+    if "://" not in store and not Path(store).exists():
+        raise SplinterpError(f"The store that {run} was trained on, {store}, is no longer there; name it with --store.")
+    return store
