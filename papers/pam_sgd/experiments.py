@@ -82,10 +82,11 @@ LLM = Extent(
     1.0, 50, 100, 50, SHARES, (1, 3, 5, 10), _DECAYS, (1e-4, 1e-3, 1e-2, 1e-1, 1.0), PAPERS_K, Effort(50, 2000, _FACTORS, 6)
 )
 QUICK_LLM = Extent(
-    1.0, 15, 15, 15, SHARES, (1, 3, 10), (0.0, 1e-3, 1e-2), (1e-4, 1e-3, 1.0), (15, 40, 160, 320, 640, 1280),
-    Effort(15, 150, (1 / 2, 1.0, 2.0), 2),
-    "15 epochs each (the paper: 50, and 100 of the curves); M, weight decay and µ/ν at three values, K at six, with one seed; strong trains for 15 epochs "
-    "or 150 steps, whichever is more (50 or 2,000), on a grid that begins with three rates (four); and there are two seeds.", every_seed=False,
+    1.0, 15, 15, 15, (0.01, 0.05, 0.10, 0.25, 0.40, 0.45, 0.50, 0.75, 1.0), (1, 3, 10), (0.0, 1e-3, 1e-2), (1e-4, 1e-3, 1.0),
+    (15, 80, 320, 640, 1280), Effort(15, 150, (1 / 2, 1.0, 2.0), 2),
+    "15 epochs each (the paper: 50, and 100 of the curves); sizes without 65 and 85 %; M, weight decay and µ/ν at three values, K at five, with one seed; "
+    "strong trains for 15 epochs or 150 steps, whichever is more (50 or 2,000), on a grid that begins with three rates (four); and there are two seeds.",
+    every_seed=False,
 )  # fmt: skip
 
 Job = Published | Strong | Tuned
