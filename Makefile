@@ -44,6 +44,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --constraint constraints.txt --editable '.[dev,saelens]'
+	# Alone: its classes are what the export for Neuronpedia is read with, its own dependencies are of years ago.
+	$(PIP) --no-deps sae-dashboard==0.8.0
 	touch $@
 
 # The other line of TransformerLens. SAELens needs the older one, so that its interop tests are left out here.

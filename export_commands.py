@@ -32,9 +32,7 @@ def export(
             "neuronpedia: an SAE's latents as SAEDashboard's batches; hub: an SAE to the Hugging Face hub."
         ),
     ],
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The directory to write (all but hub).")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The directory to write (all but hub).")] = None,
     context_size: Annotated[
         int | None,
         typer.Option(
@@ -46,7 +44,9 @@ def export(
     split: Annotated[str, typer.Option(help="all, train, held_out or validation (saelens-activations).")] = "all",
     store: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="The store to look at (neuronpedia). \\[default: the one that the run was trained on]"),
+        typer.Option(
+            metavar="PATH", help="The store to look at (neuronpedia). \\[default: the one that the run was trained on]"
+        ),
     ] = None,
     site: Annotated[str | None, typer.Option(help="Its site (neuronpedia). \\[default: the SAE's]")] = None,
     model: Annotated[
@@ -89,8 +89,12 @@ def export(
         from .progress import Bar
 
         with Bar("export", None) as bar:
-            lacking = export_neuronpedia(what, store, out, site=site, model=model, device=device, force=force, progress=bar.report)
-        told = "\n".join([f"{out}: batches as SAEDashboard writes them; Neuronpedia's converter takes the directory.", *lacking])
+            lacking = export_neuronpedia(
+                what, store, out, site=site, model=model, device=device, force=force, progress=bar.report
+            )
+        told = "\n".join(
+            [f"{out}: batches as SAEDashboard writes them; Neuronpedia's converter takes the directory.", *lacking]
+        )
     else:
         from .api import export_activations
         from .progress import Bar
