@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from .commands import Mode, Work
@@ -53,4 +54,9 @@ class Job:
     @property
     def command_line(self) -> str:
         """What repeats the present attempt by hand, in the service's root."""
-        return shlex.join(["splinterp", self.work.command, *(self.line or self.work.arguments)])
+        return _line(self.work.command, self.line or self.work.arguments)
+
+
+@lru_cache(maxsize=4096)
+def _line(command: str, arguments: tuple[str, ...]) -> str:
+    return shlex.join(["splinterp", command, *arguments])

@@ -181,11 +181,13 @@ def _where(states: Sequence[State]) -> tuple[str, tuple[State, ...]]:
 
 
 def _job(row: sqlite3.Row) -> Job:
-    told = {name: row[name] for name in _PLAIN}
-    handle, line = json.loads(row["handle"]), tuple(json.loads(row["line"]))
-    return Job(
-        **told, work=_work(row["work"]), handle=handle, line=line, result=json.loads(row["result"]) if row["result"] else None
-    )
+    columns = dict(zip(row.keys(), row, strict=True))  # a row itself searches its names one by one
+    told = {name: columns[name] for name in _PLAIN}
+    # Most jobs wait, with neither.
+    handle = json.loads(columns["handle"]) if columns["handle"] != "{}" else {}
+    line = tuple(json.loads(columns["line"])) if columns["line"] != "[]" else ()
+    result = json.loads(columns["result"]) if columns["result"] else None
+    return Job(**told, work=_work(columns["work"]), handle=handle, line=line, result=result)
 
 
 @lru_cache(maxsize=4096)
