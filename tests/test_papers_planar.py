@@ -20,7 +20,8 @@ from splinterp.papers.convergence.recipe import ROUNDING, Convergence, summed_up
 from splinterp.papers.convergence.recipe import run as converge
 from splinterp.papers.figures.checks import agreement, grid, located, nearest, nearest_in_space
 from splinterp.papers.figures.recipe import table as figures_table
-from splinterp.papers.pictures import coloured, draw_cells, figure, frame, save
+from splinterp.papers.pages import save
+from splinterp.papers.pictures import coloured, draw_cells, figure, frame
 from splinterp.papers.toy import models, recipe
 from splinterp.papers.toy.data import kmeans_regions, mse, pca_of, points
 from splinterp.papers.toy.models import VARIANTS, beginning, disc_error, paper, paper_code

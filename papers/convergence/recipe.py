@@ -17,7 +17,8 @@ from ...errors import SplinterpError
 from ...store import Store
 from ...store.files import write_bytes
 from ...train.rows import Rows
-from ..pictures import BLUE, VERMILION, figure, html_page, html_picture, html_table, markdown_table, save
+from ..pages import html_page, html_picture, html_table, markdown_table, save
+from ..pictures import BLUE, VERMILION, figure
 from .descent import Objective, Parameters, Turn, alternation
 
 NAME = "convergence"

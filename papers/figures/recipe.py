@@ -11,7 +11,7 @@ import numpy as np
 
 from ...geometry.planar import as_affine, lifted, planar_cells, slice_weights
 from ...store.files import write_bytes
-from ..pictures import html_page, html_picture, html_table, markdown_table, save
+from ..pages import html_page, html_picture, html_table, markdown_table, save
 from . import drawing
 from .checks import agreement, grid, located, nearest, nearest_in_space
 from .data import BOX_5, BOX_6, BOX_7, CLUSTERS, SEED, figure_5, figure_6, figure_7, figure_7_variation

@@ -13,7 +13,7 @@ import torch
 from ...devices import suitable_threads
 from ...errors import SplinterpError
 from ...store.files import write_bytes
-from ..pictures import html_page, html_picture, html_table, markdown_table, mean_sd, save, told
+from ..pages import html_page, html_picture, html_table, markdown_table, mean_sd, save, told
 from . import drawing
 from .data import CLUSTERS, kmeans_regions, mse, pca_of, points
 from .models import VARIANTS, Model, Variant, disc_error, paper, paper_code
