@@ -128,8 +128,21 @@ def _curves(report: Report) -> list[str]:
         against("Training FVU", "fvu", "log"),
         against("L0", "l0"),
         against("Dead latents", "dead"),
+        *_half_steps(report, rows),
         "</div></section>",
     ]
+
+
+def _half_steps(report: Report, rows: Axis) -> list[str]:
+    """PAM's objective before and after its solves; nothing where no run measured it."""
+    ends = {"the encoder": "objective_after_encoder", "the solve": "objective_after_decoder"}
+    series = [
+        Series(f"{name}, after {end}", thinned([(line.get("rows"), line.get(key)) for line in found]))
+        for name, found in report.curves
+        for end, key in ends.items()
+    ]
+    there = [one for one in series if one.points]
+    return [lines("Objective at the half-steps", rows, Axis("objective", "log"), there)] if there else []
 
 
 def thinned(points: Sequence[tuple[Any, Any]]) -> list[tuple[float, float]]:

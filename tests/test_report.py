@@ -101,6 +101,19 @@ def test_nothing_of_the_corpus_is_markup_and_nothing_is_fetched(made):
     assert any("<script>" in text for text in page.contexts)  # as text
 
 
+def test_the_objective_at_half_steps_is_drawn_where_it_was_measured(made, work):
+    assert "half-steps" not in made[1]  # a run too short for a solve on the way
+    shutil.copytree(work / "run", work / "longer")
+    lines = [json.loads(line) for line in (work / "longer" / "metrics.jsonl").read_text().splitlines()]
+    for i, line in enumerate(lines):
+        line |= {"objective_after_encoder": 0.9**i, "objective_after_decoder": 0.8**i} if i % 2 else {}
+    (work / "longer" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(work / "longer", out=work / "longer.html", latents=1)
+    html = (work / "longer.html").read_text(encoding="utf-8")
+    for told in ("Objective at the half-steps", "longer, after the encoder", "longer, after the solve"):
+        assert told in html
+
+
 def test_the_policy_allows_this_script_and_this_style_alone(made):
     _, html = made
     (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
