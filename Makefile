@@ -10,9 +10,9 @@ SOURCES := *.py api bench evaluate geometry harvest infer models papers report s
 demo: $(VENV)/.installed  ## the main job on the embedded model, offline once installed
 	$(BIN)/splinterp demo
 
-# Two processes, a file's tests in one of them: most tests are too small for a second thread to help.
+# On two cores three processes, since some tests wait for others; a file's tests in one of them. Most are too small for a second thread to help.
 test: $(VENV)/.installed-dev  ## the tests; offline once installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed-dev  ## lint, format, types
 	$(BIN)/ruff check $(SOURCES)

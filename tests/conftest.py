@@ -21,10 +21,21 @@ settings.load_profile("here")
 # Whoever starts the tests in the background of a shell has it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The files that take longest, first; those that mostly wait for other processes lie between those that compute, so that no core is idle.
+LONGEST = (
+    "test_service_jobs", "test_reproduce_mnist", "test_train_sweep", "test_service_slurm", "test_readme", "test_train_ranks", "test_service_page",
+    "test_train_resume", "test_harvest_selection", "test_service_api", "test_service_kill", "test_harvest_ranks", "test_store_ranks",
+)  # fmt: skip
+
 BOS, EOS = "<|bos|>", "<|eos|>"
 VOCABULARY = 384
 LAYERS = 4
 MAX_CONTEXT = 64
+
+
+def pytest_collection_modifyitems(items):
+    """What would otherwise be left for one process at the end begins at once (xdist hands out whole files in this order)."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)

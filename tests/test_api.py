@@ -49,7 +49,7 @@ ORDERS = [
 
 @pytest.mark.parametrize(
     ("name", "member"),
-    [("train", "TrainConfig"), ("harvest", "HarvestConfig"), ("evaluate", "evaluate_rows"), ("geometry", "survey")],
+    [("train", "TrainConfig"), ("geometry", "survey")],
 )
 def test_a_package_can_be_called_in_whatever_order_it_was_imported(name, member):
     """In one process each: an import leaves its traces."""

@@ -416,7 +416,8 @@ def test_an_interrupt_keeps_what_is_done(folder, reproduced, tmp_path, monkeypat
 
 
 def test_llm(store, tmp_path):
-    result = run_llm(Recipe(seeds=(0,), workers=1, extent=replace(TINY, share=1.0)), store, "hook", None, tmp_path, "")
+    less = replace(TINY, share=1.0, updates=(1,), decays=(1e-2,), mu_nus=(1e-3,))
+    result = run_llm(Recipe(seeds=(0,), workers=1, extent=less), store, "hook", None, tmp_path, "")
     assert (result["settings"]["d_sae"], result["settings"]["k"], result["data"]["rows"]) == (64, 5, 141)
     code = result["results"]["paper-code"]
     assert [p["label"] for p in code["topk"]["k"]] == ["1", "5", "20"]
