@@ -81,7 +81,12 @@ def main(arguments: list[str] | None = None) -> None:
         if debug or (error.filename is None and error.errno is None):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        err_console.print(f"The system refused: {error.strerror}{where}. Mend that and give the command again.", style="red", markup=False, soft_wrap=True)
+        err_console.print(
+            f"The system refused: {error.strerror}{where}. Mend that and give the command again.",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
         sys.exit(1)
 
 

@@ -165,14 +165,18 @@ def check_free(out: Path, force: bool) -> None:
 
 def _attributes(path: Path) -> dict[str, Any]:
     try:
-        found = read_json(path / METADATA).get("attributes")
+        root = read_json(path / METADATA)
+        found = root.get("attributes")
     except OSError:
         raise StoreError(f"There is no store of codes at {path}; `splinterp encode` writes one.") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT or found.get("complete") is not True:
         raise StoreError(f"{path} is not a store of codes, or of another version of splinterp ({FORMAT} was expected).")
+    described = root == group_metadata(dict(found))
     crc = found.pop("attributes_crc32c", None)  # stores of before have none
-    if crc not in (None, json_crc(found)):
-        raise StoreError(f"{path / METADATA} is damaged: its attributes do not match their checksum; encode again with --force.")
+    if crc not in (None, json_crc(found)) or not described:
+        raise StoreError(
+            f"{path / METADATA} is damaged: its attributes do not match their checksum; encode again with --force."
+        )
     return found
 
 
@@ -183,7 +187,9 @@ def _check_files(folder: Path, dtype: np.dtype, length: int) -> None:
         found = read_json(folder / METADATA)
         size = found.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape", [0])[0]
         if type(size) is not int or size < 1 or found != _metadata(dtype, length, size):
-            raise StoreError(f"{folder / METADATA} is damaged: it does not describe {length:,} numbers; encode again with --force.")
+            raise StoreError(
+                f"{folder / METADATA} is damaged: it does not describe {length:,} numbers; encode again with --force."
+            )
         for i in range(-(-length // size)):
             if (folder / f"c.{i}").stat().st_size != size * dtype.itemsize + CRC_BYTES:
                 raise StoreError(f"{folder / f'c.{i}'} is damaged: it has not its size; encode again with --force.")

@@ -120,7 +120,9 @@ def parse(data: bytes, where: AnyPath) -> tuple[dict[int, Line], int]:
         except (ValueError, TypeError, KeyError, AttributeError):
             if number == len(pieces):
                 break
-            raise StoreError(f"{where} is damaged in line {number}; restore the file, or begin the store again with --force.") from None
+            raise StoreError(
+                f"{where} is damaged in line {number}; restore the file, or begin the store again with --force."
+            ) from None
         sound += len(piece)
     return lines, sound
 

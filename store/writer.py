@@ -179,7 +179,13 @@ class Writer:
         self._wait([f for futures in self._running for f in futures])
         if not self.rows:
             self.close()
-            raise StoreError(f"No rows came, so {self._plan.path} holds nothing; see that the source is not empty.")
+            why = (
+                f"All {self.offered:,} rows that came are left out, as not finite or as outliers"
+                if self.offered
+                else "No rows came"
+            )
+            see = "look at what makes them" if self.offered else "see that the source is not empty"
+            raise StoreError(f"{why}, so {self._plan.path} holds nothing; {see}.")
         self._threads.shutdown()
         self._log.close()
         self._closed = True

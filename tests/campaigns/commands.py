@@ -62,7 +62,9 @@ def of_run(path: Path) -> Any:
     if (path / "sweep.json").exists():
         told = json.loads((path / "sweep.json").read_text())
         told.pop("started")
-        return {"sweep.json": told, **{n: contents_of(path / n) for n in told["members"]}} if told["state"] == "finished" else None
+        return (
+            {"sweep.json": told, **{n: contents_of(path / n) for n in told["members"]}} if told["state"] == "finished" else None
+        )
     if not (path / "summary.json").exists():
         return None
     if (path / "metrics.jsonl").exists():

@@ -32,7 +32,7 @@ def forked(work: Callable[[], None]) -> int:
             torch.set_num_threads(1)
             work()
         except SystemExit as end:
-            os._exit(end.code if isinstance(end.code, int) else 3)
+            os._exit(end.code if isinstance(end.code, int) else 3 if end.code else 0)
         except KeyboardInterrupt:  # before the command line had begun
             os._exit(1)
         except BaseException as error:

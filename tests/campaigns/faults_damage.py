@@ -49,7 +49,10 @@ def read_by_commands(fault: str, where: Callable[[Path], bool], commands: tuple[
         for i in range(tries):
             for name in (n for n in commands if n in shop.references):
                 files = [
-                    path for read in COMMANDS[name].reads for path in sorted((shop.folder / read).rglob("*")) if path.is_file() and where(path)
+                    path
+                    for read in COMMANDS[name].reads
+                    for path in sorted((shop.folder / read).rglob("*"))
+                    if path.is_file() and where(path)
                 ]
                 out = shop.out(f"out-damaged-{i}-{name}-{fault.split()[-1]}", name)
                 with damaged(rng.choice(files), rng) as how:
@@ -66,15 +69,21 @@ def read_by_commands(fault: str, where: Callable[[Path], bool], commands: tuple[
 
 def of_files(path: Path, names: tuple[str, ...]) -> list[object]:
     """What is compared where metrics.jsonl may be damaged: nothing that is computed comes from it."""
-    return [without_times(json.loads((path / n).read_bytes())) if n == "summary.json" else (path / n).read_bytes() for n in names]
+    return [
+        without_times(json.loads((path / n).read_bytes())) if n == "summary.json" else (path / n).read_bytes() for n in names
+    ]
 
 
 KEPT = ("cfg.json", "sae_weights.safetensors")
 READERS = ("merge", "encode", "eval", "report", "refit", "train")
 rows_of_a_store = read_by_commands("damaged chunk", lambda path: path.name.startswith("c."), READERS)
-words_of_a_store = read_by_commands("damaged store metadata", lambda path: path.name in ("zarr.json", "manifest.jsonl"), READERS)
+words_of_a_store = read_by_commands(
+    "damaged store metadata", lambda path: path.name in ("zarr.json", "manifest.jsonl"), READERS
+)
 weights = read_by_commands(
-    "damaged weights file", lambda path: path.name in ("sae_weights.safetensors", "cfg.json"), ("encode", "eval", "report", "refit")
+    "damaged weights file",
+    lambda path: path.name in ("sae_weights.safetensors", "cfg.json"),
+    ("encode", "eval", "report", "refit"),
 )
 
 
@@ -114,7 +123,9 @@ def checkpoints(shop: Workshop, rng: random.Random, tries: int) -> Tally:
             status = shop.run(shop.line("train", out) + " --resume")
             tally.ended(how, shop, status)
             kept = (*KEPT, "summary.json")
-            if (out / "summary.json").exists() and of_files(out, kept) != of_files(shop.folder / "whole-train-0" / "train", kept):
+            if (out / "summary.json").exists() and of_files(out, kept) != of_files(
+                shop.folder / "whole-train-0" / "train", kept
+            ):
                 tally.check([f"a resumed run is silently wrong: {how}"])
             if status:
                 shop.run(shop.line("train", out) + " --force")

@@ -23,7 +23,10 @@ def small_disk(at: Path, size: int) -> Iterator[Callable[[int | None], Callable[
 
     Where this process may not mount one, no file of the child may be larger than the size.
     """
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", at], check=False, capture_output=True).returncode == 0
+    mounted = (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", at], check=False, capture_output=True).returncode
+        == 0
+    )
 
     def limit(size: int) -> Callable[[], None]:
         if mounted:
