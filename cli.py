@@ -81,7 +81,12 @@ def main(arguments: list[str] | None = None) -> None:
         if debug or (error.filename is None and error.errno is None):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        err_console.print(f"The system refused: {error.strerror}{where}.", style="red", markup=False, soft_wrap=True)
+        err_console.print(
+            f"The system refused: {error.strerror}{where}. Mend that and give the command again.",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
         sys.exit(1)
 
 
@@ -217,7 +222,7 @@ def harvest(
             spent.update(figures)
             bar.update(done, harvest_figures(figures))
 
-        store = run(config, progress, planned=planned)
+        store = run(config, progress, planned=planned, tell=bar.tell)
     if store is not None:
         _say_store(store, asked=tokens)
     if spent and ranks.rank == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,10 @@ class SiteReader:
     batch_size: packed rows a forward pass; what is left of the first choice after running out of memory. device: the model's.
     """
 
-    def __init__(self, bridge: Any, sites: Sequence[str], *, name: str, dtype: torch.dtype, batch_size: int) -> None:
+    def __init__(
+        self, bridge: Any, sites: Sequence[str], *, name: str, dtype: torch.dtype, batch_size: int,
+        tell: Callable[[str], None] = lambda sentence: None,
+    ) -> None:  # fmt: skip
         """Puts one hook on each of `sites`, for the rest of the bridge's life.
 
         Args:
@@ -37,12 +40,13 @@ class SiteReader:
             name: what the user called the model, for sentences.
             dtype: of the rows returned.
             batch_size: packed rows a forward pass, at first; halved whenever memory runs out.
+            tell: given a sentence on that, once a batch has gone through.
 
         Raises:
             ModelError: the model has no such hook.
         """
         self.batch_size = batch_size
-        self._bridge, self._sites, self._name, self._dtype = bridge, tuple(sites), name, dtype
+        self._bridge, self._sites, self._name, self._dtype, self._tell = bridge, tuple(sites), name, dtype, tell
         self.device = next(bridge.original_model.parameters()).device
         self._rows: dict[str, torch.Tensor] = {}
         self._wanted = torch.empty(0, dtype=torch.long)
@@ -71,7 +75,7 @@ class SiteReader:
             ModelError: a site was not reached, or not even one packed row fits into memory.
         """
         parts: dict[str, list[torch.Tensor]] = {site: [] for site in self._sites}
-        start = 0
+        start, before = 0, self.batch_size
         while start < len(ids):
             stop = start + self.batch_size
             try:
@@ -92,6 +96,11 @@ class SiteReader:
                     f"Not even one row of {ids.shape[1]} tokens of {self._name} fits into memory; lower --context."
                 )
             self.batch_size = rows_tried // 2
+        if self.batch_size < before:
+            self._tell(
+                f"The memory does not hold {before} packed rows a forward pass: it goes on with {self.batch_size}, and the same rows of activations "
+                f"(--batch-size {self.batch_size} begins so)."
+            )
         return {site: rows[0] if len(rows) == 1 else torch.cat(rows) for site, rows in parts.items()}
 
     @torch.inference_mode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -38,6 +38,7 @@ def harvest(
     *,
     planned: Plan | None = None,
     reader: SiteReader | None = None,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> store.Store | None:
     """Harvest `config.tokens` rows a site into a store at `config.out`, and open it; None for a rank that is not the last to end.
 
@@ -49,6 +50,7 @@ def harvest(
             and the shares of the time spent in the forward pass, waiting for text and waiting for the disk.
         planned: `plan(config)`, if it was made already.
         reader: `load_reader` of a plan with the same model and sites, to harvest again without loading it again.
+        tell: given sentences that are no errors: that memory ran out, and smaller batches go on.
 
     Raises:
         ModelError, TextError, StoreError: as `plan`; or the text is empty, or the disk is full.
@@ -75,7 +77,7 @@ def harvest(
                 raise TextError(
                     f"{todo.text.name} holds no text to harvest: all its documents are empty, or made of skipped tokens{shorter}."
                 )
-            reader = reader or load_reader(todo, tokenizer)
+            reader = reader or load_reader(todo, tokenizer, tell)
             max_norms = None
             with compile_sentences(todo.checkpoint.name):
                 rows = reader.read(first.ids, first.keep)
@@ -98,15 +100,15 @@ def harvest(
         raise _interrupted(todo, writer) from None
 
 
-def load_reader(todo: Plan, tokenizer: Any) -> SiteReader:
-    """The planned model with hooks on the planned sites.
+def load_reader(todo: Plan, tokenizer: Any, tell: Callable[[str], None] = lambda sentence: None) -> SiteReader:
+    """The planned model with hooks on the planned sites; `tell` hears of memory that has run out.
 
     Raises:
         ModelError: it cannot be loaded, or lacks a site.
     """
     bridge = load_bridge(todo.checkpoint, todo.model_config, tokenizer, todo.blocks, todo.device, todo.model_dtype)
     dtype = getattr(torch, todo.config.dtype)
-    reader = SiteReader(bridge, list(todo.sites), name=todo.checkpoint.name, dtype=dtype, batch_size=todo.batch_size)
+    reader = SiteReader(bridge, list(todo.sites), name=todo.checkpoint.name, dtype=dtype, batch_size=todo.batch_size, tell=tell)
     if todo.config.compile:
         compile_blocks(bridge)
     return reader

@@ -12,7 +12,6 @@ at the end: what is found under the name is complete.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,8 +24,19 @@ from torch import Tensor
 
 from ..errors import StoreError
 from ..sae import Codes, RaggedCodes, SparseCodes, entry_rows, rows_of, to_ragged
-from ..store.files import Lock, crc_bytes, crc_of, read_json, sync_folder, write_files, write_json
-from ..store.layout import CODECS, METADATA, group_metadata
+from ..store.files import (
+    Lock,
+    crc_bytes,
+    crc_of,
+    json_crc,
+    read_json,
+    remove_set_aside,
+    set_aside,
+    sync_folder,
+    write_files,
+    write_json,
+)
+from ..store.layout import CODECS, CRC_BYTES, METADATA, group_metadata
 
 FORMAT = "splinterp codes 1"
 # Numbers in a chunk of a store with more of them; of one with fewer they are one chunk.
@@ -84,7 +94,7 @@ def write_codes(
             array.finish()
         shape, nnz = [arrays["rows"].length, d_sae], arrays["data"].length
         about = {"format": FORMAT, "shape": shape, "nnz": nnz, **attributes, "complete": True}
-        write_json({folder / METADATA: group_metadata(about)})
+        write_json({folder / METADATA: group_metadata(about | {"attributes_crc32c": json_crc(about)})})
         _publish(folder, out, force)
     return open_codes(out)
 
@@ -101,6 +111,9 @@ class CodesStore:
 
         self.path, self.attributes = path, attributes
         self.shape, self.nnz = (int(attributes["shape"][0]), int(attributes["shape"][1])), int(attributes["nnz"])
+        lengths = {"indptr": self.shape[0] + 1, "indices": self.nnz, "data": self.nnz, "rows": self.shape[0]}
+        for name, dtype in ARRAYS.items():
+            _check_files(path / name, dtype, lengths[name])
         group = zarr.open_group(str(path), mode="r")
         self._arrays: dict[str, Any] = {name: group[name] for name in ARRAYS}
 
@@ -112,7 +125,7 @@ class CodesStore:
         """Codes of rows [a, b).
 
         Raises:
-            StoreError: there are no such rows.
+            StoreError: there are no such rows, or they are damaged.
         """
         if not 0 <= a <= b <= self.shape[0]:
             raise StoreError(f"{self.path} has codes of {self.shape[0]:,} rows; there are no rows {a} to {b}.")
@@ -122,14 +135,17 @@ class CodesStore:
         return RaggedCodes(torch.from_numpy(indices).long(), torch.from_numpy(values), torch.from_numpy(starts - first))
 
     def _read(self, name: str, a: int, b: int) -> np.ndarray:
-        return np.asarray(self._arrays[name][a:b])
+        try:
+            return np.asarray(self._arrays[name][a:b])
+        except (ValueError, OSError) as error:  # a checksum that is wrong, a file that has gone
+            raise StoreError(f"{self.path / name} is damaged ({error}); encode again with --force.") from error
 
 
 def open_codes(path: str | Path) -> CodesStore:
     """Open a store of codes.
 
     Raises:
-        StoreError: there is none at `path`.
+        StoreError: there is none at `path`, or it is damaged.
     """
     path = Path(path)
     return CodesStore(path, _attributes(path))
@@ -149,12 +165,48 @@ def check_free(out: Path, force: bool) -> None:
 
 def _attributes(path: Path) -> dict[str, Any]:
     try:
-        found = read_json(path / METADATA).get("attributes")
+        root = read_json(path / METADATA)
+        found = root.get("attributes")
     except OSError:
         raise StoreError(f"There is no store of codes at {path}; `splinterp encode` writes one.") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT or found.get("complete") is not True:
         raise StoreError(f"{path} is not a store of codes, or of another version of splinterp ({FORMAT} was expected).")
+    described = root == group_metadata(dict(found))
+    crc = found.pop("attributes_crc32c", None)  # stores of before have none
+    if crc not in (None, json_crc(found)) or not described:
+        raise StoreError(
+            f"{path / METADATA} is damaged: its attributes do not match their checksum; encode again with --force."
+        )
     return found
+
+
+def _check_files(folder: Path, dtype: np.dtype, length: int) -> None:
+    """See that an array's metadata are those of so many numbers, and that its chunks have their sizes: zarr would show fill values for one
+    that is missing. Raises StoreError."""
+    try:
+        found = read_json(folder / METADATA)
+        size = found.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape", [0])[0]
+        if type(size) is not int or size < 1 or found != _metadata(dtype, length, size):
+            raise StoreError(
+                f"{folder / METADATA} is damaged: it does not describe {length:,} numbers; encode again with --force."
+            )
+        for i in range(-(-length // size)):
+            if (folder / f"c.{i}").stat().st_size != size * dtype.itemsize + CRC_BYTES:
+                raise StoreError(f"{folder / f'c.{i}'} is damaged: it has not its size; encode again with --force.")
+    except OSError as error:
+        raise StoreError(f"{error.filename} cannot be read: {error.strerror}; encode again with --force.") from None
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise StoreError(f"{folder / METADATA} is damaged: it does not describe an array; encode again with --force.") from None
+
+
+def _metadata(dtype: np.dtype, length: int, size: int) -> dict[str, Any]:
+    """What the zarr.json of an array in chunks of `size` holds; its fill value shows a chunk that is missing."""
+    return {
+        "zarr_format": 3, "node_type": "array", "shape": [length], "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [size]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": "NaN" if dtype.kind == "f" else -1, "codecs": CODECS, "attributes": {}, "storage_transformers": [],
+    }  # fmt: skip
 
 
 @contextmanager
@@ -179,13 +231,11 @@ def _publish(folder: Path, out: Path, force: bool) -> None:
     for path in (*(folder / name for name in ARRAYS), folder):
         sync_folder(path)
     check_free(out, force)  # somebody else may have come first
-    doomed = out.with_name(f".{out.name}.removed-{os.getpid()}") if out.exists() else None
-    if doomed is not None:
-        out.rename(doomed)
+    if out.exists() or out.is_symlink():
+        set_aside(out)
     folder.rename(out)
     sync_folder(out.absolute().parent)
-    if doomed is not None:
-        doomed.unlink() if doomed.is_symlink() else shutil.rmtree(doomed)
+    remove_set_aside(out)
 
 
 class _Growing:
@@ -216,13 +266,7 @@ class _Growing:
             last[: len(rest)] = rest
             self._write(last)
         self._waiting = []
-        about = {
-            "zarr_format": 3, "node_type": "array", "shape": [self.length], "data_type": self.dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [size]}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            "fill_value": "NaN" if self.dtype.kind == "f" else -1, "codecs": CODECS, "attributes": {}, "storage_transformers": [],
-        }  # fmt: skip
-        write_json({self.folder / METADATA: about})
+        write_json({self.folder / METADATA: _metadata(self.dtype, self.length, size)})
 
     def _write(self, chunk: np.ndarray) -> None:
         path = self.folder / f"c.{self._chunks}"

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..errors import SAEError, SplinterpError
 from ..sae import SAE, SparseCodes
 from ..sae.model import select_abs_topk, select_topk
+from ..sae.seal import check_settings, sealed, unsealed
 from ..store.files import write_bytes
 from .fingerprints import decoder_fingerprint
 
@@ -91,11 +90,9 @@ def save_mlp(mlp: MlpEncoder, sae: SAE, directory: Path, told: dict[str, Any]) -
     """
     weights, description = mlp_paths(directory, mlp.hidden)
     tensors = {n: getattr(mlp, n).detach().to("cpu", torch.float32).contiguous() for n in TENSORS}
-    write_bytes(weights, save(tensors))
-    about = {
-        "architecture": "mlp", "d_in": sae.config.d_in, "hidden": mlp.hidden, "d_sae": sae.config.d_sae, "k": mlp.k, "signed": mlp.signed,
-        "decoder": decoder_fingerprint(sae), **told,
-    }  # fmt: skip
+    decisive = {"hidden": mlp.hidden, "k": mlp.k, "signed": mlp.signed, "decoder": decoder_fingerprint(sae)}
+    write_bytes(weights, sealed(tensors, decisive))
+    about = {"architecture": "mlp", "d_in": sae.config.d_in, "d_sae": sae.config.d_sae, **decisive, **told}
     write_bytes(description, (json.dumps(about, indent=2) + "\n").encode())
     return weights
 
@@ -134,10 +131,12 @@ def load_mlp(path: Path, sae: SAE) -> MlpEncoder:
     if not path.is_file() or not description.is_file():
         raise SAEError(f"There is no MLP encoder at {path} (an encoder-mlp-<H>.safetensors and its .json).")
     try:
-        about, tensors = json.loads(description.read_text(encoding="utf-8")), load_file(path)
+        about = json.loads(description.read_text(encoding="utf-8"))
         k, signed, decoder, hidden = int(about["k"]), bool(about["signed"]), about["decoder"], int(about["hidden"])
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise SAEError(f"The MLP encoder {path} is damaged: {error!r}.") from error
+    tensors, settings = unsealed(path)
+    check_settings(description, about, path, settings)
     if decoder != decoder_fingerprint(sae):
         raise SAEError(
             f"The MLP encoder {path} was trained for another decoder than this SAE's; train one with `splinterp mlp`."

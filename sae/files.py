@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 
 from ..errors import SAEError
 from .model import SAE, WITH_K, SAEConfig, of_gated
+from .seal import check_settings, sealed, unsealed
 
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
@@ -26,8 +25,9 @@ def save_sae(sae: SAE, directory: Path) -> None:
     tensors = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     if sae.threshold is not None:
         tensors["threshold"] = sae.threshold
-    _replace(directory / WEIGHTS, save({k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}))
     config = sae.config
+    plain = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}
+    _replace(directory / WEIGHTS, sealed(plain, _decisive(config)))
     cfg: dict[str, Any] = {
         "architecture": config.architecture,
         "d_in": config.d_in,
@@ -47,11 +47,16 @@ def save_sae(sae: SAE, directory: Path) -> None:
 def _replace(path: Path, data: bytes) -> None:
     """Replace a file as a whole: a process that is killed leaves the old one or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a full disk does not say whose
+        raise
 
 
 def load_sae(directory: str | Path, device: str | torch.device = "cpu") -> SAE:
@@ -74,12 +79,12 @@ def load_sae(directory: str | Path, device: str | torch.device = "cpu") -> SAE:
         )
     try:
         cfg = json.loads(config_path.read_text(encoding="utf-8"))
-        tensors = load_file(weights_path, device=str(device))
-    except (ValueError, SafetensorError) as error:
-        raise SAEError(f"The SAE in {directory} is damaged: {error}.") from error
+    except ValueError as error:
+        raise SAEError(f"The SAE in {directory} is damaged: {config_path} is not valid JSON ({error}).") from error
     if not isinstance(cfg, dict):
         raise SAEError(f"{config_path} is damaged: it does not hold a JSON object.")
     config = _config(cfg, directory)
+    tensors, settings = unsealed(weights_path)
     gated = cfg.get("architecture") == "gated"
     vectors = (
         ("b_gate", "r_mag", "b_mag") if gated else ("b_enc", "threshold") if config.architecture == "jumprelu" else ("b_enc",)
@@ -92,11 +97,19 @@ def load_sae(directory: str | Path, device: str | torch.device = "cpu") -> SAE:
         if name not in tensors or tuple(tensors[name].shape) != shape:
             found = tuple(tensors[name].shape) if name in tensors else "nothing"
             raise SAEError(f"The SAE in {directory} does not fit its {CONFIG}: {name} should be {shape}, found {found}.")
-    weights = {name: tensors[name].float() for name in shapes}
+    check_settings(config_path, _decisive(config), weights_path, settings)
+    weights = {name: tensors[name].to(device, torch.float32) for name in shapes}
     if gated:
         encoder = of_gated(*(weights.pop(name) for name in ("W_enc", *vectors)))
         weights |= dict(zip(("W_enc", "b_enc", "threshold"), encoder, strict=True))
     return SAE(config, **weights)
+
+
+def _decisive(config: SAEConfig) -> dict[str, Any]:
+    """What of the settings decides what the weights compute, as it is read again."""
+    names = ("architecture", "d_in", "d_sae", "apply_b_dec_to_input", "reshape_activations")
+    with_k = ("k", "rescale_acts_by_decoder_norm") if config.architecture in WITH_K else ()
+    return {name: getattr(config, name) for name in (*names, *with_k)}
 
 
 def _config(cfg: dict[str, Any], directory: Path) -> SAEConfig:

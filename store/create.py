@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 from ..errors import StoreError
-from .files import Lock, is_temporary, read_json, sync_folder
+from .files import Lock, is_temporary, read_json, remove_set_aside, set_aside, sync_folder
 from .layout import KEY, LOCK, LOG, METADATA, RANKS, WRITER
 from .manifest import Log
 from .places import AnyPath, Location, RemotePath, on_disk, place, sizes
@@ -107,6 +105,8 @@ def begin(plan: Plan, *, resume: bool, force: bool) -> tuple[Plan, Log | RemoteL
                 raise StoreError(f"{plan.path} is complete; there is nothing to resume.")
             plan = begun_plan(plan, saved)
         publish_beginning(plan)
+        if not isinstance(plan.path, RemotePath):
+            remove_set_aside(plan.path.resolve())  # by one that was killed before it could
         log = _open_log(plan.path, lock)
         sync_folder(plan.path)
         _drop_lines_without_files(plan, log)
@@ -177,9 +177,8 @@ def _remove(path: AnyPath) -> None:
         for folder in (target, *(target / RANKS).glob("*")):
             locks.callback(Lock(folder).release)
         # Renamed first: a kill half-way through leaves no half store under the name.
-        doomed = target.with_name(f".{target.name}.removed-{os.getpid()}")
-        os.rename(target, doomed)
-    shutil.rmtree(doomed)
+        set_aside(target)
+    remove_set_aside(target)
 
 
 def begun_plan(plan: Plan, saved: dict[str, Any]) -> Plan:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +34,20 @@ def temporary(path: Path) -> Path:
 
 def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
+
+
+def set_aside(path: Path) -> None:
+    """Give a folder, or a link to one, that is to be replaced a name from which `remove_set_aside` takes it away."""
+    os.rename(path, path.with_name(f".{path.name}.removed-{os.getpid()}"))
+
+
+def remove_set_aside(path: Path) -> None:
+    """Remove what any process has set aside in favour of `path`, one that was killed meanwhile too."""
+    for doomed in path.parent.glob(f".{glob.escape(path.name)}.removed-*"):
+        if doomed.is_symlink():
+            doomed.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(doomed, ignore_errors=True)  # another process may be at it, too
 
 
 def sync_folder(folder: AnyPath) -> None:

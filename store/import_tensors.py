@@ -5,12 +5,12 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import StoreError
+from ..tensor_files import read_tensors
 from .sources import FLOATS, Source, choose, matrix_source, steps
 
 _KINDS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -32,10 +32,8 @@ def safetensors_source(path: Path, site: str | None) -> Source:
     shape, itemsize = shapes[name], 2 if kind.endswith("16") else int(kind[1:]) // 8
 
     def slabs() -> Iterator[torch.Tensor]:
-        with safe_open(path, framework="pt") as file:
-            part: Any = file.get_slice(name)
-            for a, b in steps(shape, itemsize):
-                yield part[a:b]
+        tensor = read_tensors(path, mapped=True, only=name)[0][name]
+        yield from (tensor[a:b] for a, b in steps(shape, itemsize))
 
     return matrix_source(path, site, shape, _KINDS[kind], slabs)
 

@@ -27,6 +27,7 @@ from .places import AnyPath
 
 # What a line leaves out where it says nothing, as lines did before they had it.
 OPTIONAL = ("dropped_outliers", "histograms", "stored")
+_SEAL = b',"line_crc32c":'
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,22 @@ def decode_blocks(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype="<u4")
 
 
+def _sealed(line: bytes) -> bytes:
+    """A log's line with its own crc32c as its last entry: nothing else speaks of a store that is being written."""
+    return line[: -len(b"}\n")] + _SEAL + b"%d}\n" % google_crc32c.value(line)
+
+
+def _unsealed(line: bytes) -> bytes:
+    """The line as it was before `_sealed`; one without a seal (a manifest's, or of an older log) as it is. Raises ValueError for another seal."""
+    body, seal, crc = line.rpartition(_SEAL)
+    if not seal:
+        return line
+    body += b"}\n"
+    if int(crc.removesuffix(b"}\n")) != google_crc32c.value(body):
+        raise ValueError("the line does not match its checksum")
+    return body
+
+
 def parse(data: bytes, where: AnyPath) -> tuple[dict[int, Line], int]:
     """The lines by chunk, and the length of the sound part of `data`: a torn last line is left out.
 
@@ -95,7 +112,7 @@ def parse(data: bytes, where: AnyPath) -> tuple[dict[int, Line], int]:
     pieces = data.splitlines(keepends=True)
     for number, piece in enumerate(pieces, 1):
         try:
-            value: dict[str, Any] = json.loads(piece) if piece.endswith(b"\n") else {}
+            value: dict[str, Any] = json.loads(_unsealed(piece)) if piece.endswith(b"\n") else {}
             if value.get("withdrawn"):
                 lines.pop(value["chunk"], None)
             else:
@@ -103,7 +120,9 @@ def parse(data: bytes, where: AnyPath) -> tuple[dict[int, Line], int]:
         except (ValueError, TypeError, KeyError, AttributeError):
             if number == len(pieces):
                 break
-            raise StoreError(f"{where} is damaged in line {number}.") from None
+            raise StoreError(
+                f"{where} is damaged in line {number}; restore the file, or begin the store again with --force."
+            ) from None
         sound += len(piece)
     return lines, sound
 
@@ -150,12 +169,12 @@ class Log:
 
     def commit(self, line: Line) -> None:
         """Append `line` durably: after this the chunk counts."""
-        self._append(line.encode())
+        self._append(_sealed(line.encode()))
         self.lines[line.chunk] = line
 
     def withdraw(self, chunk: int) -> None:
         """Say durably that a committed chunk no longer counts (it is about to be replaced)."""
-        self._append(json.dumps({"chunk": chunk, "withdrawn": True}).encode() + b"\n")
+        self._append(_sealed(json.dumps({"chunk": chunk, "withdrawn": True}).encode() + b"\n"))
         self.lines.pop(chunk, None)
 
     def close(self) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +18,11 @@ from .check import Contents
 from .chunks import ChunkFiles
 from .files import read_json
 from .layout import METADATA, STORAGE, Array
+from .maps import ChunkMaps
 from .places import AnyPath, on_disk
 from .stats import site_statistics
 from .stream import Dealt, StreamPlan
 from .transfer import to_cuda
-
-# Few, so that the memory a reader occupies does not grow with the store.
-OPEN_MAPS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +77,7 @@ class Store:
         self.sites = {name: _site(contents, lines, name) for name in attributes["sites"]}
         self._lines = lines
         self._arrays = {array.path: array for array in contents.arrays}
-        self._maps: OrderedDict[AnyPath, mmap.mmap] = OrderedDict()
+        self._maps = ChunkMaps(self.path, self.chunk_rows, lines)
 
     def site(self, name: str | None = None) -> Site:
         """The site called `name`; None: the only one.
@@ -105,7 +101,7 @@ class Store:
         reaches the file, but other views of the chunk may see it). Across chunks it is a copy.
 
         Raises:
-            StoreError: rows out of range, or no such site.
+            StoreError: rows out of range, or no such site; or they do not match their checksums.
         """
         chosen = self.site(site)
         pieces = self._pieces(self._arrays[f"{chosen.name}/acts"], a, b)
@@ -116,7 +112,7 @@ class Store:
         """Entries [a, b) of a row column as uint32 [b-a].
 
         Raises:
-            StoreError: rows out of range, or no such column.
+            StoreError: rows out of range, or no such column; or a chunk does not match its checksum.
         """
         if name not in self.columns:
             raise StoreError(f"{self.path} has no column '{name}'; it has {', '.join(self.columns) or 'none'}.")
@@ -289,31 +285,9 @@ class Store:
         while a < b or not pieces:
             chunk, first = divmod(min(a, self.rows - 1), self.chunk_rows)
             last = min(self.chunk_rows, first + b - a)
-            shape = (self.chunk_rows,) if array.d is None else (self.chunk_rows, array.d)
-            values = np.frombuffer(self._map(array, chunk), array.numpy, count=int(np.prod(shape))).reshape(shape)
-            pieces.append(values[first:last])
+            pieces.append(self._maps.rows(array, chunk, first, last))
             a += last - first
         return pieces
-
-    def _map(self, array: Array, chunk: int) -> mmap.mmap:
-        path = Path(str(self.path), array.path, array.chunk_name(chunk))
-        found = self._maps.pop(path, None)
-        if found is None:
-            try:
-                with path.open("rb") as file:
-                    # A private copy-on-write map is writable memory, which torch wants of what it shares, and can
-                    # still never change the file.
-                    found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            except OSError as error:
-                raise StoreError(f"{path} cannot be read: {error.strerror}.") from None
-            except ValueError:
-                raise StoreError(f"{path} is empty; run `splinterp verify`.") from None
-            if len(found) != array.chunk_bytes(self.chunk_rows):
-                raise StoreError(f"{path} has changed its size since the store was opened; run `splinterp verify`.")
-        self._maps[path] = found
-        while len(self._maps) > OPEN_MAPS:
-            self._maps.popitem(last=False)
-        return found
 
 
 def _site(contents: Contents, lines: list[manifest.Line], name: str) -> Site:

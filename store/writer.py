@@ -33,7 +33,6 @@ THREADS = 4
 # A slow harvest keeps its pool in a file this often, so that a kill costs no more than these minutes.
 SPILL_SECONDS = 300.0
 PIECE = 2048
-_TAKEN = "The rows stored so far are kept: mend that and run again with --resume."
 
 
 class Writer:
@@ -82,6 +81,13 @@ class Writer:
         """Rows that a resume begins with: those of wholly committed pool generations, and those of the pool kept by `close`."""
         generation, rows, *_ = self._plan.committed(self._log.lines)
         return rows + (self._spilled.fill if self._spilled.generation == generation else 0)
+
+    @property
+    def _goes_on(self) -> str:
+        """How, once the disk takes more."""
+        if self._plan.resumable:
+            return "The rows stored so far are kept: mend that and run again with --resume."
+        return f"Mend that and run the {self._plan.attributes['source']} again with --force."
 
     @property
     def dropped(self) -> int:
@@ -173,7 +179,13 @@ class Writer:
         self._wait([f for futures in self._running for f in futures])
         if not self.rows:
             self.close()
-            raise StoreError(f"No rows came, so {self._plan.path} holds nothing; see that the source is not empty.")
+            why = (
+                f"All {self.offered:,} rows that came are left out, as not finite or as outliers"
+                if self.offered
+                else "No rows came"
+            )
+            see = "look at what makes them" if self.offered else "see that the source is not empty"
+            raise StoreError(f"{why}, so {self._plan.path} holds nothing; {see}.")
         self._threads.shutdown()
         self._log.close()
         self._closed = True
@@ -183,7 +195,7 @@ class Writer:
             )
         except OSError as error:
             self._lock.release()
-            raise StoreError(f"{self._plan.path} could not be finished: {error.strerror}. {_TAKEN}") from None
+            raise StoreError(f"{self._plan.path} could not be finished: {error.strerror}. {self._goes_on}") from None
         except StoreError:
             self._lock.release()
             raise
@@ -273,7 +285,7 @@ class Writer:
             try:
                 keep(self._plan, kept, generation.slots, generation.buffers)
             except OSError as error:
-                raise StoreError(f"{self._plan.path / POOL} could not be written: {error.strerror}. {_TAKEN}") from None
+                raise StoreError(f"{self._plan.path / POOL} could not be written: {error.strerror}. {self._goes_on}") from None
             self._spilled = kept
         self._safe_at = time.monotonic()
 
@@ -295,7 +307,7 @@ class Writer:
             error = None if future.cancelled() else future.exception()
             if self._failure is None and isinstance(error, OSError):
                 where = error.filename or self._plan.path
-                self._failure = StoreError(f"{where} could not be written: {error.strerror or error}. {_TAKEN}")
+                self._failure = StoreError(f"{where} could not be written: {error.strerror or error}. {self._goes_on}")
             elif error is not None and not isinstance(error, OSError):
                 raise error
         if self._failure is not None:

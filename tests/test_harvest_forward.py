@@ -187,9 +187,12 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(load, monkeypatch, err
     (expected,) = reader(load(), site, batch_size=2).read(ids, keep).values()
     bridge = load()
     tried = out_of_memory_beyond(bridge, 2, error, monkeypatch)
-    sites = reader(bridge, site, batch_size=11)
+    told: list[str] = []
+    sites = SiteReader(bridge, [site], name="m", dtype=torch.float32, batch_size=11, tell=told.append)
     (rows,) = sites.read(ids, keep).values()
     assert torch.equal(rows, expected)
+    assert len(told) == 1
+    assert "does not hold 11 packed rows a forward pass: it goes on with 2" in told[0]
     assert tried == [11, 5, 2, 2, 2, 2, 2, 1]
     assert sites.batch_size == 2  # and later batches begin there
 

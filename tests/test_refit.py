@@ -158,6 +158,7 @@ def test_the_command_and_its_sentences(store, tmp_path, capsys):
     assert "exists already" in said.err
     assert not command(tmp_path / "sae", "--out", tmp_path / "out", "--force")[0]
     (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "thesis.tex").touch()
     code, said = command(tmp_path / "sae", "--out", tmp_path / "own", "--force")
     assert code == 1
     assert "not a run directory" in said.err

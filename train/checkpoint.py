@@ -17,11 +17,12 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import SplinterpError, StoreError
 from ..store.files import file_crc, write_files
+from ..tensor_files import read_tensors
 from .state import State
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -79,9 +80,8 @@ def read_checkpoint(path: Path) -> tuple[Position, dict[str, Tensor]]:
         found, told = file_crc(path)
         if found != told:
             raise _damaged(path, "its checksum is wrong")
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys() if name != _CHECKSUM}  # noqa: SIM118
+        state, metadata = read_tensors(path, mapped=True)
+        del state[_CHECKSUM]
         if json.loads(metadata["format"]) != FORMAT:
             raise SplinterpError(f"{path} was written by another version of splinterp; resume with that, or start again.")
         return Position(**json.loads(metadata["position"])), state

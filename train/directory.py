@@ -60,9 +60,7 @@ def is_begun(directory: Path) -> bool:
     """
     if (directory / RUN).is_file():
         return True
-    if directory.is_dir() and all(path.name == LOCK or is_temporary(path.name) for path in directory.iterdir()):
-        return False  # stopped between making the directory and describing the run
-    if not directory.exists():
+    if not directory.exists() or unbegun(directory):
         return False
     raise SplinterpError(f"{directory} is not a run directory (it has no {RUN}); give the --out of the run to go on with.")
 
@@ -116,9 +114,14 @@ def note_divergence(directory: Path, step: int) -> None:
     write_json(directory / RUN, {**read_json(directory / RUN), "diverged": step})
 
 
+def unbegun(directory: Path) -> bool:
+    """Whether a run was stopped between making the directory and describing itself there."""
+    return directory.is_dir() and all(path.name == LOCK or is_temporary(path.name) for path in directory.iterdir())
+
+
 def check_is_run(directory: Path) -> None:
-    """See that `directory` holds a run. Raises SplinterpError otherwise: --force must not touch it."""
-    if not (directory / RUN).is_file():
+    """See that `directory` holds a run, or nothing. Raises SplinterpError otherwise: --force must not touch it."""
+    if not (directory / RUN).is_file() and not unbegun(directory):
         raise SplinterpError(
             f"{directory} is not a run directory (it has no {RUN}), so that --force leaves it alone; give another --out."
         )

@@ -44,8 +44,12 @@ class MetricsFile:
         self._file.seek(keep)
 
     def log(self, line: Mapping[str, float]) -> None:
-        self._file.write((json.dumps(line) + "\n").encode())
-        self._file.flush()
+        try:
+            self._file.write((json.dumps(line) + "\n").encode())
+            self._file.flush()
+        except OSError as error:
+            error.filename = error.filename or self._file.name  # a full disk does not say whose
+            raise
 
     def sync(self) -> int:
         """Make every line durable; returns the length."""

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SplinterpError, StoreError
-from ..store.files import Lock, is_temporary, read_json, temporary
-from ..store.layout import LOCK
+from ..store.files import Lock, read_json, temporary
 from .axes import Member
 from .checkpoint import CHECKPOINT
-from .directory import RUN, SUMMARY, check_same, remove_run
+from .directory import RUN, SUMMARY, check_same, remove_run, unbegun
 
 SWEEP = "sweep.json"
 
@@ -36,7 +35,7 @@ def begun(out: Path) -> dict[str, Any] | None:
     """
     if (out / SWEEP).exists():
         return _read(out)
-    if out.exists() and any(path.name != LOCK and not is_temporary(path.name) for path in out.iterdir()):
+    if out.exists() and not unbegun(out):
         raise SplinterpError(f"{out} is not a sweep (it has no {SWEEP}); give the --out of the sweep to go on with.")
     return None
 
@@ -74,6 +73,8 @@ def check_is_sweep(out: Path, members: Sequence[Member] = ()) -> None:
     Raises:
         SplinterpError: that is not so, and --force must not touch it.
     """
+    if not (out / SWEEP).is_file() and unbegun(out):
+        return
     if not (out / SWEEP).is_file():
         raise SplinterpError(f"{out} is not a sweep (it has no {SWEEP}), so that --force leaves it alone; give another --out.")
     own = _read(out)["members"]

@@ -208,5 +208,6 @@ def diverged(at: Diverged, config: TrainConfig, checkpoints: Checkpoints) -> Spl
             f"{begins}, before the first checkpoint; start again with --force and a lower --lr (it was {config.lr:g})."
         )
     return SplinterpError(
-        f"{begins}; {checkpoints.path} keeps step {checkpoints.step:,}. --resume with a lower --lr (it was {config.lr:g}) goes on from there."
+        f"{begins}; {checkpoints.path} keeps step {checkpoints.step:,}. --resume with a lower --lr (it was {config.lr:g}) goes on from there; "
+        "where that diverges as well, --force begins anew."
     )

@@ -32,7 +32,7 @@ def forked(work: Callable[[], None]) -> int:
             torch.set_num_threads(1)
             work()
         except SystemExit as end:
-            os._exit(end.code if isinstance(end.code, int) else 3)
+            os._exit(end.code if isinstance(end.code, int) else 3 if end.code else 0)
         except KeyboardInterrupt:  # before the command line had begun
             os._exit(1)
         except BaseException as error:
@@ -42,15 +42,15 @@ def forked(work: Callable[[], None]) -> int:
     return pid
 
 
-def command_line(arguments: list[str]) -> Callable[[], None]:
-    """Work for `forked`: our command line, with its output thrown away."""
+def command_line(arguments: list[str], said: Path | None = None) -> Callable[[], None]:
+    """Work for `forked`: our command line, with its output in the file `said`, or thrown away."""
 
     def work() -> None:
         from splinterp import cli
 
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
+        to = os.open(said or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(to, 1)
+        os.dup2(to, 2)
         cli.main(arguments)
 
     return work
