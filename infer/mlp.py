@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..errors import SAEError, SplinterpError
+from ..quantities import parse_json
 from ..sae import SAE, SparseCodes
 from ..sae.model import select_abs_topk, select_topk
 from ..store.files import write_bytes
@@ -134,10 +135,12 @@ def load_mlp(path: Path, sae: SAE) -> MlpEncoder:
     if not path.is_file() or not description.is_file():
         raise SAEError(f"There is no MLP encoder at {path} (an encoder-mlp-<H>.safetensors and its .json).")
     try:
-        about, tensors = json.loads(description.read_text(encoding="utf-8")), load_file(path)
+        about, tensors = parse_json(description.read_bytes()), load_file(path)
         k, signed, decoder, hidden = int(about["k"]), bool(about["signed"]), about["decoder"], int(about["hidden"])
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
         raise SAEError(f"The MLP encoder {path} is damaged: {error!r}.") from error
+    if not 1 <= k <= sae.config.d_sae:
+        raise SAEError(f"The MLP encoder {path} is damaged: it would keep {k} of {sae.config.d_sae} latents.")
     if decoder != decoder_fingerprint(sae):
         raise SAEError(
             f"The MLP encoder {path} was trained for another decoder than this SAE's; train one with `splinterp mlp`."

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ..errors import SAEError
+from ..quantities import parse_json
 from .model import SAE, WITH_K, SAEConfig, of_gated
 
 WEIGHTS = "sae_weights.safetensors"
@@ -73,7 +74,7 @@ def load_sae(directory: str | Path, device: str | torch.device = "cpu") -> SAE:
             f"{directory} is not an SAE: it needs {CONFIG} and {WEIGHTS} (a run that has not finished has none yet)."
         )
     try:
-        cfg = json.loads(config_path.read_text(encoding="utf-8"))
+        cfg = parse_json(config_path.read_bytes())
         tensors = load_file(weights_path, device=str(device))
     except (ValueError, SafetensorError) as error:
         raise SAEError(f"The SAE in {directory} is damaged: {error}.") from error
@@ -113,7 +114,7 @@ def _config(cfg: dict[str, Any], directory: Path) -> SAEConfig:
     architecture, k = cfg.get("architecture", "standard"), cfg.get("k")
     activation = cfg.get("activation_fn_str", cfg.get("activation_fn", "relu"))
     if activation == "topk":
-        architecture, k = "topk", k if k is not None else (cfg.get("activation_fn_kwargs") or {}).get("k")
+        architecture, k = "topk", k if k is not None else _k_of(cfg.get("activation_fn_kwargs"))
     elif activation != "relu":
         raise SAEError(
             f"The SAE in {directory} uses the activation {activation!r}, which is not supported; known are relu and topk."
@@ -136,3 +137,8 @@ def _config(cfg: dict[str, Any], directory: Path) -> SAEConfig:
         )
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise SAEError(f"{directory / CONFIG} is not a configuration that is understood: {error!r}.") from error
+
+
+def _k_of(arguments: Any) -> Any:
+    """k among the arguments of SAELens's older TopK."""
+    return arguments.get("k") if isinstance(arguments, dict) else None

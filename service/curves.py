@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..names import is_plain
 from ..report.plots import Axis, Series, plot
 from .catalogue import read
 from .follow import METRICS, lines_from
@@ -22,7 +23,7 @@ def curve(root: Root, run: str) -> str | None:
     members = read(directory / "sweep.json").get("members")
     folders = {"": directory}
     if isinstance(members, dict):
-        folders = {name: directory / name for name in list(members)[:MEMBERS] if Path(name).name == name}
+        folders = {name: directory / name for name in list(members)[:MEMBERS] if is_plain(name)}
     files = []
     for name, folder in folders.items():
         path = folder / METRICS

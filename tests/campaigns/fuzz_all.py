@@ -34,7 +34,11 @@ def fuzz(name: str, folder: Path, seconds: float, seed: int) -> dict[str, Any]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=HERE, stdout=log, stderr=log, env=os.environ | _paths())
         stuck = not _ended(process, folder)
-    told = json.loads((folder / "stats.json").read_bytes()) if (folder / "stats.json").exists() else {"runs": 0, "seconds": 0, "findings": {}}
+    told = (
+        json.loads((folder / "stats.json").read_bytes())
+        if (folder / "stats.json").exists()
+        else {"runs": 0, "seconds": 0, "findings": {}}
+    )
     if stuck or process.returncode:
         place = "hung" if stuck else f"ended with {process.returncode}"
         told["findings"][place] = 1
@@ -84,11 +88,16 @@ def main() -> None:
         for name in names:
             told = fuzz(name, (keep / name.replace(" ", "-")).resolve(), args.seconds / len(names), args.seed)
             total, spent, found = total + told["runs"], spent + told["seconds"], found + len(told["findings"])
-            print(f"| {name} | {ALL[name].reads} | {told['runs']:,} | {told['seconds']:.0f} | {len(told['findings'])} |", flush=True)
+            print(
+                f"| {name} | {ALL[name].reads} | {told['runs']:,} | {told['seconds']:.0f} | {len(told['findings'])} |",
+                flush=True,
+            )
             for place, times in sorted(told["findings"].items()):
                 print(f"    {place} ({times} times; {keep / name.replace(' ', '-') / 'findings'})", flush=True)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        print(f"| all | | {total:,} | {spent:.0f} | {found} |\n\n{used.ru_utime + used.ru_stime:.0f} s of CPU time.", flush=True)
+        print(
+            f"| all | | {total:,} | {spent:.0f} | {found} |\n\n{used.ru_utime + used.ru_stime:.0f} s of CPU time.", flush=True
+        )
     sys.exit(bool(found))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -18,7 +19,6 @@ from splinterp.service import commands, forms, offered
 from splinterp.service.guard import Access, Guard
 from splinterp.service.models import Submission
 from splinterp.service.paths import Root
-from splinterp.train import job as _  # noqa: F401  its module
 from starlette.datastructures import Headers
 
 from .kit import Prepared, Target
@@ -40,10 +40,12 @@ LINES = (
 
 def _safe(arguments: list[str]) -> bool:
     """Whether a line stays in its folder, off the network and short."""
-    if not arguments or arguments[0] not in HARMLESS and "--help" not in arguments:
+    if not arguments or (arguments[0] not in HARMLESS and "--help" not in arguments):
         return False
     text = " ".join(arguments)
-    outside = any(part.startswith(("/", "~")) for one in arguments for part in (one, one.partition("=")[2], one.partition(":")[2]))
+    outside = any(
+        part.startswith(("/", "~")) for one in arguments for part in (one, one.partition("=")[2], one.partition(":")[2])
+    )
     return not outside and ".." not in text and "://" not in text and "hub" not in text and "cuda" not in text
 
 
@@ -51,7 +53,10 @@ def _safe(arguments: list[str]) -> bool:
 def quiet() -> Iterator[None]:
     """Standard output as a pipe's in a UTF-8 world, thrown away; consoles that were made at import follow it."""
     old = sys.stdout, sys.stderr
-    with open(os.devnull, "w", encoding="utf-8") as out, open(os.devnull, "w", encoding="utf-8", errors="backslashreplace") as err:
+    with (
+        open(os.devnull, "w", encoding="utf-8") as out,
+        open(os.devnull, "w", encoding="utf-8", errors="backslashreplace") as err,
+    ):
         sys.stdout, sys.stderr = out, err
         try:
             yield
@@ -87,7 +92,8 @@ def command_line(folder: Path) -> Prepared:
             with quiet():
                 cli.main([a for a in arguments if a != "--debug"])
         except SystemExit as end:
-            assert end.code in (0, 1, 2, None), end.code
+            if end.code not in (0, 1, 2, None):
+                raise AssertionError(f"exit code {end.code}") from None
         finally:
             os.chdir(before)
 
@@ -101,7 +107,7 @@ def _stop_short() -> None:
         raise SplinterpError("That is enough.")
 
     harvest.harvest = harvest.probe = stopped  # pyright: ignore[reportAttributeAccessIssue]
-    job = sys.modules["splinterp.train.job"].Job
+    job = importlib.import_module("splinterp.train.job").Job
     job.train = job.train_sweep = stopped
 
 
@@ -136,9 +142,17 @@ def forms_and_jobs(folder: Path) -> Prepared:
         commands.lacking(root, work)
 
     seeds: list[dict[str, Any]] = [
-        {"command": "train", "arguments": ["--store", "acts.zarr", "--k", "2"], "options": {"seed": 1, "sweep": ["k=1,2"]}, "priority": 3},
+        {
+            "command": "train",
+            "arguments": ["--store", "acts.zarr", "--k", "2"],
+            "options": {"seed": 1, "sweep": ["k=1,2"]},
+            "priority": 3,
+        },
         {"command": "harvest", "options": {"model": "tiny", "tokens": "10k", "dataset": ["stdlib::2"], "out": "x/y.zarr"}},
-        {"command": "train", "fields": {"store": "acts.zarr", "k": "2", "job_priority": "-3", "job_label": "x", "sweep": "k=1\nseed=2"}},
+        {
+            "command": "train",
+            "fields": {"store": "acts.zarr", "k": "2", "job_priority": "-3", "job_label": "x", "sweep": "k=1\nseed=2"},
+        },
         {"command": "eval", "arguments": ["link/etc", "--store=acts.zarr", "--encoder", "mlp:acts.zarr"]},
     ]
     assert set(offered.commands()) >= {"train", "harvest", "eval"}
@@ -152,9 +166,14 @@ def requests(folder: Path) -> Prepared:
     def one(data: bytes) -> None:
         lines = data.split(b"\n")
         headers = [tuple(part.strip() for part in line.split(b":", 1)) for line in lines[2:] if b":" in line]
-        scope = {"type": "http", "method": lines[0].decode("latin-1"), "path": lines[1].decode("latin-1") if lines[1:] else "/", "headers": [(k.lower(), v) for k, v in headers]}
+        scope = {
+            "type": "http",
+            "method": lines[0].decode("latin-1"),
+            "path": lines[1].decode("latin-1") if lines[1:] else "/",
+            "headers": [(k.lower(), v) for k, v in headers],
+        }
         for guard in guards:
-            guard._refused(scope)  # noqa: SLF001
+            guard._refused(scope)
         length = Headers(scope=scope).get("content-length")
         if length is not None:
             _length(guards[0], scope)

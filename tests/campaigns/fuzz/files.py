@@ -82,7 +82,12 @@ def npz_header(folder: Path) -> Prepared:
 def pt(folder: Path) -> Prepared:
     """The pickle in a sound archive of torch.save; or the whole file, where it begins as one."""
     whole, pickles = [], []
-    for held in (torch.from_numpy(X), {"a": torch.from_numpy(X), "n": 3}, torch.nn.Parameter(torch.ones(4, 2)), torch.ones(3, 2).to_sparse()):
+    for held in (
+        torch.from_numpy(X),
+        {"a": torch.from_numpy(X), "n": 3},
+        torch.nn.Parameter(torch.ones(4, 2)),
+        torch.ones(3, 2).to_sparse(),
+    ):
         file = io.BytesIO()
         torch.save(held, file)
         whole.append(file.getvalue())
@@ -95,7 +100,13 @@ def pt(folder: Path) -> Prepared:
             return data
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for name, content in (("data.pkl", data), ("byteorder", b"little"), ("data/0", X.tobytes()), ("data/1", bytes(48)), ("version", b"3\n")):
+            for name, content in (
+                ("data.pkl", data),
+                ("byteorder", b"little"),
+                ("data/0", X.tobytes()),
+                ("data/1", bytes(48)),
+                ("version", b"3\n"),
+            ):
                 archive.writestr(f"a/{name}", content)
         return file.getvalue()
 
@@ -115,7 +126,10 @@ def safetensors(folder: Path) -> Prepared:
 
 def documents(folder: Path) -> Prepared:
     """Lines of JSON with texts, or with token ids; plain and compressed."""
-    lines = b"".join(json.dumps(one).encode() + b"\n" for one in ({"text": "def f():"}, {"text": "", "n": 1}, {"text": "é\ud800"}, {"text": "x" * 50}))
+    lines = b"".join(
+        json.dumps(one).encode() + b"\n"
+        for one in ({"text": "def f():"}, {"text": "", "n": 1}, {"text": "é\ud800"}, {"text": "x" * 50})
+    )
     ids = b"".join(json.dumps({"text": one}).encode() + b"\n" for one in ([1, 2, 3], [], [2**40]))
 
     def one(data: bytes) -> None:
@@ -125,7 +139,9 @@ def documents(folder: Path) -> Prepared:
         for tokens in (False, True):
             try:
                 read = (document for _, document in file_documents([(path.name, path)], Column("text", tokens=tokens)))
-                for _, found in encode_documents(lambda texts: [np.arange(len(text)) % 7 for text in texts], read, 100, "a model"):
+                for _, found in encode_documents(
+                    lambda texts: [np.arange(len(text)) % 7 for text in texts], read, 100, "a model"
+                ):
                     assert found.ndim == 1
             except StoreError:
                 raise AssertionError("a TextError was wanted") from None

@@ -43,7 +43,9 @@ def _change(holder: list[Any], random: Random) -> None:
     value = node[key]
     match random.randrange(9):
         case 0 | 1 | 2:
-            node[key] = json.loads(json.dumps(random.choice(STRANGE[:24] + STRANGE[25:]))) if random.random() < 0.97 else 10**400
+            node[key] = (
+                json.loads(json.dumps(random.choice(STRANGE[:24] + STRANGE[25:]))) if random.random() < 0.97 else 10**400
+            )
         case 3 if isinstance(value, int | float) and not isinstance(value, bool):
             try:
                 node[key] = random.choice(SCALES)(value)
@@ -57,10 +59,16 @@ def _change(holder: list[Any], random: Random) -> None:
         case 5 if node is not holder:
             other, name = random.choice(places)
             if other is not holder:
-                node[key] = json.loads(json.dumps(other.get(name) if isinstance(other, dict) else other[name])) if _has(other, name) else None
+                node[key] = (
+                    json.loads(json.dumps(other.get(name) if isinstance(other, dict) else other[name]))
+                    if _has(other, name)
+                    else None
+                )
         case 6 if isinstance(value, str) and value:
             at = random.randrange(len(value))
-            node[key] = random.choice((value[:at], value[:at] + random.choice("\0/.:\\9e-é") + value[at:], value * 2, value[::-1]))
+            node[key] = random.choice(
+                (value[:at], value[:at] + random.choice("\0/.:\\9e-é") + value[at:], value * 2, value[::-1])
+            )
         case 7 if isinstance(node, dict):
             node[str(random.choice(STRANGE))[:300]] = node.pop(key)
         case 8 if node is not holder:

@@ -23,7 +23,21 @@ from typing import Any, NoReturn
 
 import atheris
 
-PARTS = ("errors", "quantities", "sites", "cli", "store", "sae", "harvest", "train", "infer", "evaluate", "report", "service", "api")
+PARTS = (
+    "errors",
+    "quantities",
+    "sites",
+    "cli",
+    "store",
+    "sae",
+    "harvest",
+    "train",
+    "infer",
+    "evaluate",
+    "report",
+    "service",
+    "api",
+)
 LONGEST = 2**14
 TOLD_EVERY = 0.5
 
@@ -53,6 +67,7 @@ def main(name: str, folder: Path, seconds: str, seed: str) -> None:
     with atheris.instrument_imports(include=["splinterp"]):
         imported()
     import torch
+
     from fuzz.kit import attempt
     from fuzz.mutate import mutated
     from fuzz.targets import ALL
@@ -101,7 +116,15 @@ def main(name: str, folder: Path, seconds: str, seed: str) -> None:
 
     tell()
     # Time and memory are watched by `attempt`.
-    options = [f"-max_total_time={seconds}", "-timeout=0", "-rss_limit_mb=0", f"-seed={seed}", f"-max_len={LONGEST}", "-verbosity=0", "-print_final_stats=0"]
+    options = [
+        f"-max_total_time={seconds}",
+        "-timeout=0",
+        "-rss_limit_mb=0",
+        f"-seed={seed}",
+        f"-max_len={LONGEST}",
+        "-verbosity=0",
+        "-print_final_stats=0",
+    ]
     atheris.Setup([sys.argv[0], *options, str(folder / "corpus")], given, custom_mutator=mutate)
     atheris.Fuzz()
 

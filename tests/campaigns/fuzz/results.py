@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from splinterp.report import compare
-from splinterp.report.build import _before_last_solve  # noqa: PLC2701
+from splinterp.report.build import _before_last_solve
 from splinterp.report.plots import Axis, Series, plot
 from splinterp.report.runs import read_run, read_runs
 from splinterp.service import catalogue, follow, progress
@@ -21,13 +21,23 @@ from .stores import make
 from .trees import Tree, encoded
 
 SETTINGS = {"method": "pam", "d_sae": 64, "k": 4, "lr": 0.01, "rows": 1000, "seed": 0}
-RUN = {"settings": SETTINGS, "store": "/x/acts.zarr", "store_fingerprint": "0123", "site": "h", "training_rows": 900, "started": "2025-01-01T00:00:00+00:00"}
+RUN = {
+    "settings": SETTINGS,
+    "store": "/x/acts.zarr",
+    "store_fingerprint": "0123",
+    "site": "h",
+    "training_rows": 900,
+    "started": "2025-01-01T00:00:00+00:00",
+}
 SUMMARY = {
     "fvu": 0.1, "l0": 4.0, "dead_fraction": 0.0, "rows_trained": 1000, "seconds": {"training": 1.5, "last_solve": 0.5},
     "before_last_solve": {"fvu": 0.12, "l0": 4.0, "dead_fraction": 0.0},
 }  # fmt: skip
 CONFIG = {"architecture": "topk", "d_in": 8, "d_sae": 64, "k": 4}
-LINES = [{"step": i, "rows": 100 * i, "seconds": 0.1 * i, "fvu": 1 / i, "held_out_fvu": 1.1 / i, "l0": 4.0, "dead": 0, "lr": 0.01} for i in range(1, 5)]
+LINES = [
+    {"step": i, "rows": 100 * i, "seconds": 0.1 * i, "fvu": 1 / i, "held_out_fvu": 1.1 / i, "l0": 4.0, "dead": 0, "lr": 0.01}
+    for i in range(1, 5)
+]
 
 
 def leave_run(path: Path) -> None:
@@ -62,7 +72,12 @@ def sweep(folder: Path) -> Prepared:
     out = folder / "sweep"
     for name in ("k=4", "k=8"):
         leave_run(out / name)
-    told = {"state": "begun", "started": RUN["started"], "members": {"k=4": {"settings": SETTINGS}, "k=8": {"settings": SETTINGS}}, "store": "/x"}
+    told = {
+        "state": "begun",
+        "started": RUN["started"],
+        "members": {"k=4": {"settings": SETTINGS}, "k=8": {"settings": SETTINGS}},
+        "store": "/x",
+    }
     (out / "sweep.json").write_bytes(encoded(told))
     tree = Tree(out, ["sweep.json", "k=4/run.json"])
 
@@ -96,8 +111,8 @@ def served(folder: Path) -> Prepared:
     def one(data: bytes) -> None:
         tree = next((tree for tree in (held, sweep) if f'"{tree.names[-1]}"'.encode() in data), run)
         tree.write(data)
-        catalogue._parsed.cache_clear()  # noqa: SLF001  file systems keep times more coarsely than this
-        progress._last_lines.cache_clear()  # noqa: SLF001
+        catalogue._parsed.cache_clear()
+        progress._last_lines.cache_clear()
         seen = catalogue.Catalogue(root)
         for store in seen.stores():
             models.StoreOut.model_validate(vars(store)).model_dump_json()
@@ -108,7 +123,7 @@ def served(folder: Path) -> Prepared:
         follow.lines_from(run.folder / "metrics.jsonl", max(0, offset - 7))
         progress.run_progress(run.folder)
         progress.run_progress(swept)
-        progress._harvest(held.folder)  # noqa: SLF001
+        progress._harvest(held.folder)
 
     return Prepared([run.seed(), held.seed(), sweep.seed()], one)
 
@@ -121,7 +136,15 @@ def plots(folder: Path) -> Prepared:
             told = json.loads(data)
         except (ValueError, RecursionError):
             return
-        points = [(float(p[0]), float(p[1])) for p in told if isinstance(p, list) and len(p) == 2 and all(type(v) is float for v in p)] if isinstance(told, list) else []
+        points = (
+            [
+                (float(p[0]), float(p[1]))
+                for p in told
+                if isinstance(p, list) and len(p) == 2 and all(type(v) is float for v in p)
+            ]
+            if isinstance(told, list)
+            else []
+        )
         for scales in (("linear", "log"), ("log", "linear")):
             plot("a", Axis("x", scales[0]), Axis("y", scales[1]), [Series("s", points), Series("t", points[:1], [0.1])])
 

@@ -28,7 +28,9 @@ D, LATENTS = 3, 5
 def an_sae(architecture: Any = "topk") -> SAE:
     generator = torch.Generator().manual_seed(0)
     shapes = {"W_enc": (D, LATENTS), "b_enc": (LATENTS,), "W_dec": (LATENTS, D), "b_dec": (D,)}
-    config = SAEConfig(architecture, D, LATENTS, 2 if architecture == "topk" else None, metadata={"hook_name": "h", "model_name": "tiny"})
+    config = SAEConfig(
+        architecture, D, LATENTS, 2 if architecture == "topk" else None, metadata={"hook_name": "h", "model_name": "tiny"}
+    )
     weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     return SAE(config, **weights, threshold=torch.rand(LATENTS, generator=generator) if architecture == "jumprelu" else None)
 
@@ -68,7 +70,12 @@ def sae(folder: Path) -> Prepared:
             read.plain()
 
     sound = json.loads(tree.seed())["cfg.json"]
-    others = ({"architecture": "topk", "k": 2}, {"architecture": "standard"}, {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 2}}, {"architecture": "gated"})
+    others = (
+        {"architecture": "topk", "k": 2},
+        {"architecture": "standard"},
+        {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 2}},
+        {"architecture": "gated"},
+    )
     return Prepared([tree.seed(), *(tree.seed(**{"cfg.json": sound | other}) for other in others)], one)
 
 
@@ -89,7 +96,11 @@ def mlp(folder: Path) -> Prepared:
 
 def checkpoint(folder: Path) -> Prepared:
     path = folder / "checkpoint.safetensors"
-    state = {"weights.W_enc": torch.randn(D, LATENTS), "method.steps": torch.tensor(3), "fired": torch.zeros(LATENTS, dtype=torch.int64)}
+    state = {
+        "weights.W_enc": torch.randn(D, LATENTS),
+        "method.steps": torch.tensor(3),
+        "fired": torch.zeros(LATENTS, dtype=torch.int64),
+    }
     write_checkpoint(path, Position(steps=3, rows=30), state)
     weights = Weights(path)
     tree = Tree(folder, [weights.header.name])

@@ -17,7 +17,15 @@ from .kit import Prepared, Target
 QUANTITIES = ("20000", "10k", "1M", "2.5B", "1_000_000", "1,000", "0", "-1", "1e3", "١٢", "9" * 15 + "b", "0.5k", " 7 ")
 SIZES = ("1GiB", "500MB", "20G", "1.5 TiB", "12", "0", "9" * 15 + "TiB")
 POSITIONS = ("last", "5", "1:64", "64:", ":64", "last,5:10,12", ":", "9:5", "999999999")
-SWEEPS = ("k=1,2,3", "k=4\nseed=0,1", "lr=1e-3,auto\nmethod=adam", "activation=topk,batchtopk", "l1=5,1e999", "decoder-steps=yes,no", "jitter=nan")
+SWEEPS = (
+    "k=1,2,3",
+    "k=4\nseed=0,1",
+    "lr=1e-3,auto\nmethod=adam",
+    "activation=topk,batchtopk",
+    "l1=5,1e999",
+    "decoder-steps=yes,no",
+    "jitter=nan",
+)
 WEIGHTS = ("a.txt::0.3", "stdlib::2", "x::nan", "::1", "a::b::1e400", "hub/name:config::1")
 NAMES = ("blocks.5.hook_resid_post", "..", "a/b", "C:x", ".lock", "zarr.json", "\ud800", "__x", "a" * 300)
 PLACES = ("acts.zarr", "s3:/x", "file://a", "memory://bucket/a", "memory://", "x://y", "", "~", "local://a")

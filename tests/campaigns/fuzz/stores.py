@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def acts() -> torch.Tensor:
 def make(path: Path, *, finished: bool = True, columns: bool = True) -> None:
     """A store of two chunks and a bit."""
     told = {"token_id": np.arange(ROWS), "position": np.arange(ROWS) % 64} if columns else {}
-    writer = create(path, sites={"h": D}, dtype="float32", columns=tuple(told), rows=ROWS, chunk_rows=256, attributes={"model": "tiny"})
+    writer = create(
+        path, sites={"h": D}, dtype="float32", columns=tuple(told), rows=ROWS, chunk_rows=256, attributes={"model": "tiny"}
+    )
     writer.add({"h": acts()}, told)
     if finished:
         writer.finish()
@@ -93,10 +96,8 @@ def unfinished(folder: Path) -> Prepared:
     def one(data: bytes) -> None:
         tree.write(data)
         manifest.parse((path / "log.jsonl").read_bytes() if (path / "log.jsonl").exists() else b"", path)
-        try:
+        with suppress(StoreError):
             look(path)
-        except StoreError:
-            pass
 
     return Prepared([tree.seed()], one)
 

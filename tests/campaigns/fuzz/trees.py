@@ -75,7 +75,9 @@ def _bytes(name: str, content: Any) -> bytes:
         except UnicodeEncodeError:
             return content.encode("utf-8", errors="surrogatepass")
     if isinstance(content, list) and name.endswith(".jsonl"):
-        return b"".join((line.encode("utf-8", "surrogatepass") if isinstance(line, str) else encoded(line)) + b"\n" for line in content)
+        return b"".join(
+            (line.encode("utf-8", "surrogatepass") if isinstance(line, str) else encoded(line)) + b"\n" for line in content
+        )
     return encoded(content)
 
 
