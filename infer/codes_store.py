@@ -26,12 +26,8 @@ from torch import Tensor
 from ..errors import StoreError
 from ..sae import Codes, RaggedCodes, SparseCodes, entry_rows, rows_of, to_ragged
 from ..store.files import Lock, crc_bytes, crc_of, read_json, sync_folder, write_files, write_json
-from ..store.layout import CODECS, METADATA, group_metadata
-
-FORMAT = "splinterp codes 1"
-# Numbers in a chunk of a store with more of them; of one with fewer they are one chunk.
-CHUNK = 2**21
-ARRAYS = {"indptr": np.dtype("<i8"), "indices": np.dtype("<i4"), "data": np.dtype("<f4"), "rows": np.dtype("<i8")}
+from ..store.layout import METADATA, group_metadata
+from .codes_layout import ARRAYS, CHUNK, FORMAT, array_metadata, check_array, shape_of
 
 
 class CSR(NamedTuple):
@@ -97,11 +93,14 @@ class CodesStore:
     """
 
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
+        """Raises StoreError when the files of an array are not as long as the attributes say, or are of another kind."""
         import zarr
 
         self.path, self.attributes = path, attributes
-        self.shape, self.nnz = (int(attributes["shape"][0]), int(attributes["shape"][1])), int(attributes["nnz"])
-        group = zarr.open_group(str(path), mode="r")
+        self.shape, self.nnz = shape_of(path, attributes)
+        for name, length in (("indptr", self.shape[0] + 1), ("indices", self.nnz), ("data", self.nnz), ("rows", self.shape[0])):
+            check_array(path / name, ARRAYS[name], length)
+        group = zarr.open_group(str(path), mode="r", use_consolidated=False)
         self._arrays: dict[str, Any] = {name: group[name] for name in ARRAYS}
 
     @property
@@ -112,17 +111,26 @@ class CodesStore:
         """Codes of rows [a, b).
 
         Raises:
-            StoreError: there are no such rows.
+            StoreError: there are no such rows, or their codes are damaged.
         """
         if not 0 <= a <= b <= self.shape[0]:
             raise StoreError(f"{self.path} has codes of {self.shape[0]:,} rows; there are no rows {a} to {b}.")
         starts = self._read("indptr", a, b + 1)
         first, last = int(starts[0]), int(starts[-1])
+        if not (first >= 0 and last <= self.nnz and (starts[1:] >= starts[:-1]).all()):
+            raise StoreError(f"{self.path} is damaged: its rows do not begin one after the other; encode them again.")
         indices, values = self._read("indices", first, last), self._read("data", first, last)
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < self.shape[1]:
+            raise StoreError(
+                f"{self.path} is damaged: it has codes of latents that its SAE does not have; encode the rows again."
+            )
         return RaggedCodes(torch.from_numpy(indices).long(), torch.from_numpy(values), torch.from_numpy(starts - first))
 
     def _read(self, name: str, a: int, b: int) -> np.ndarray:
-        return np.asarray(self._arrays[name][a:b])
+        try:
+            return np.asarray(self._arrays[name][a:b])
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{self.path / name} is damaged ({error}); encode the rows again.") from None
 
 
 def open_codes(path: str | Path) -> CodesStore:
@@ -216,13 +224,7 @@ class _Growing:
             last[: len(rest)] = rest
             self._write(last)
         self._waiting = []
-        about = {
-            "zarr_format": 3, "node_type": "array", "shape": [self.length], "data_type": self.dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [size]}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            "fill_value": "NaN" if self.dtype.kind == "f" else -1, "codecs": CODECS, "attributes": {}, "storage_transformers": [],
-        }  # fmt: skip
-        write_json({self.folder / METADATA: about})
+        write_json({self.folder / METADATA: array_metadata(self.dtype, self.length, size)})
 
     def _write(self, chunk: np.ndarray) -> None:
         path = self.folder / f"c.{self._chunks}"

@@ -143,6 +143,11 @@ def is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
+def is_figure(value: object) -> bool:
+    """Whether a value of a file is a number that a float can be."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
 def _by_name(value: object, fits: Callable[[object], bool]) -> bool:
     return isinstance(value, dict) and all(is_plain(name) and fits(one) for name, one in value.items())
 
@@ -202,9 +207,7 @@ def run_at(root: Root, path: Path) -> RunFound | None:
     summary = read(path / "summary.json")
     settings = run.get("settings") if isinstance(run.get("settings"), dict) else {}
     names = ("fvu", "l0", "dead_fraction", "explained_variance", "rows_trained", "rows_per_second", "n_rows")
-    figures = {
-        name: summary[name] for name in names if isinstance(summary.get(name), int | float) and abs(summary[name]) < LARGEST
-    }
+    figures = {name: summary[name] for name in names if is_figure(summary.get(name))}
     kind = "run" if run else "sae"
     state = "diverged" if "diverged" in run else "finished" if summary or kind == "sae" else "unfinished"
     return RunFound(

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..names import is_plain
 from ..report.plots import Axis, Series, plot
-from .catalogue import read
+from .catalogue import is_figure, read
 from .follow import METRICS, lines_from
 from .paths import Root
 
@@ -63,4 +63,4 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _has(line: dict[str, Any], key: str) -> bool:
-    return isinstance(line.get(key), int | float)
+    return is_figure(line.get(key))

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..names import is_plain
 from ..quantities import parse_json
-from .catalogue import LARGEST, is_count, read, store_attributes
+from .catalogue import is_count, is_figure, read, store_attributes
 from .jobs import Job
 from .paths import Root
 from .schedule import Slots
@@ -61,7 +61,7 @@ def run_progress(out: Path) -> Progress:
     rate = rows / seconds if seconds > 0 else (last["rows"] / last["seconds"] if last["seconds"] > 0 else None)
     left = (total - last["rows"]) / rate if rate else None
     return Progress(
-        int(last["rows"]), total, rate, left, {name: float(last[name]) for name in SHOWN if _is_figure(last.get(name))}
+        int(last["rows"]), total, rate, left, {name: float(last[name]) for name in SHOWN if is_figure(last.get(name))}
     )
 
 
@@ -85,13 +85,9 @@ def _last_lines(path: Path, size: int, changed: int) -> tuple[dict[str, Any], ..
             line = parse_json(piece)
         except ValueError:
             continue  # overwritten just now, by a run that goes on from a checkpoint
-        if isinstance(line, dict) and is_count(line.get("rows")) and _is_figure(line.get("seconds")):
+        if isinstance(line, dict) and is_count(line.get("rows")) and is_figure(line.get("seconds")):
             found.append(line)
     return tuple(found)
-
-
-def _is_figure(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < LARGEST  # pyright: ignore[reportArgumentType]
 
 
 def _harvest(out: Path) -> Progress:

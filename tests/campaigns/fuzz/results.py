@@ -11,7 +11,7 @@ from splinterp.report import compare
 from splinterp.report.build import _before_last_solve
 from splinterp.report.plots import Axis, Series, plot
 from splinterp.report.runs import read_run, read_runs
-from splinterp.service import catalogue, follow, progress
+from splinterp.service import catalogue, curves, follow, progress
 from splinterp.service.paths import Root
 from splinterp.train.directory import is_begun, resumed
 from splinterp.train.sweep_directory import begun, check_is_sweep, ended
@@ -122,6 +122,8 @@ def served(folder: Path) -> Prepared:
         json.dumps(lines, allow_nan=False).encode()
         follow.lines_from(run.folder / "metrics.jsonl", max(0, offset - 7))
         progress.run_progress(run.folder)
+        for name in ("run", "swept"):
+            curves.curve(root, name)
         progress.run_progress(swept)
         progress._harvest(held.folder)
 

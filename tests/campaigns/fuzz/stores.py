@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -30,16 +31,18 @@ def acts() -> torch.Tensor:
     return torch.randn(ROWS, D, generator=torch.Generator().manual_seed(0))
 
 
-def make(path: Path, *, finished: bool = True, columns: bool = True) -> None:
-    """A store of two chunks and a bit."""
+def make(path: Path, *, finished: bool = True, columns: bool = True, resume: bool = False) -> None:
+    """A store of two chunks and a bit, or most of it; with `resume` the rest."""
     told = {"token_id": np.arange(ROWS), "position": np.arange(ROWS) % 64} if columns else {}
     writer = create(
-        path, sites={"h": D}, dtype="float32", columns=tuple(told), rows=ROWS, chunk_rows=256, attributes={"model": "tiny"}
-    )
-    writer.add({"h": acts()}, told)
-    if finished:
-        writer.finish()
-    else:
+        path, sites={"h": D}, dtype="float32", columns=tuple(told), rows=ROWS, chunk_rows=256, attributes={"model": "tiny"}, memory=2**13, resume=resume
+    )  # fmt: skip
+    try:
+        first, last = min(ROWS, writer.resume_offered) if resume else 0, ROWS if finished else 600
+        writer.add({"h": acts()[first:last]}, {name: column[first:last] for name, column in told.items()})
+        if finished:
+            writer.finish()
+    finally:
         writer.close()
 
 
@@ -88,16 +91,20 @@ def whole(folder: Path) -> Prepared:
 
 
 def unfinished(folder: Path) -> Prepared:
-    """The log of a store being written: it is read, and then gone on with."""
-    path = folder / "acts.zarr"
-    make(path, finished=False)
-    tree = Tree(path, ["log.jsonl", "zarr.json", *(["pool"] if (path / "pool").exists() else [])], sealed)
+    """The log of a store being written, and the rows kept for it: it is read, and then gone on with."""
+    path, kept = folder / "acts.zarr", folder / "kept.zarr"
+    make(kept, finished=False)
+    tree = Tree(kept, ["log.jsonl", "zarr.json", *(["pool"] if (kept / "pool").exists() else [])], sealed)
 
     def one(data: bytes) -> None:
         tree.write(data)
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(kept, path)
         manifest.parse((path / "log.jsonl").read_bytes() if (path / "log.jsonl").exists() else b"", path)
         with suppress(StoreError):
             look(path)
+        make(path, resume=True)
+        look(path)
 
     return Prepared([tree.seed()], one)
 
