@@ -16,7 +16,9 @@ import torch
 from safetensors import SafetensorError
 
 from .. import models
-from ..errors import ModelError
+from ..errors import ModelError, StoreError
+from ..names import is_plain
+from ..store.files import read_json
 from .config import EMBEDDED
 from .facts import ModelFacts
 from .faithful import check_faithful, sample_logits
@@ -24,6 +26,7 @@ from .hub import hub_commit, hub_sentences
 
 # Of what a library says: TransformerLens names all of its architectures.
 LONGEST_LINE = 240
+INDEX = "model.safetensors.index.json"
 
 _UNFUSED_GELU = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
 _HALF = (torch.float16, torch.bfloat16)
@@ -135,6 +138,7 @@ def load_model(checkpoint: Checkpoint, config: Any, blocks: int, dtype: torch.dt
     with _quiet():
         from transformers import AutoModelForCausalLM
 
+        _check_index(Path(checkpoint.path) / INDEX)
         config = copy.deepcopy(config)
         config.num_hidden_layers = blocks
         _fuse_gelu(config)
@@ -173,6 +177,18 @@ def load_model(checkpoint: Checkpoint, config: Any, blocks: int, dtype: torch.dt
                 "the files are incomplete or belong to another architecture."
             )
         return model
+
+
+def _check_index(path: Path) -> None:
+    """See that the index of a directory's weights names files of that directory alone: transformers would follow it anywhere."""
+    if not path.is_file():
+        return
+    try:
+        names = read_json(path).get("weight_map")
+    except StoreError as error:
+        raise ModelError(str(error)) from None
+    if not isinstance(names, dict) or not all(map(is_plain, names.values())):
+        raise ModelError(f"{path} is damaged: it names files that do not lie beside it.")
 
 
 def load_bridge(
