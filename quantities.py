@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import SplinterpError
 
+_LARGEST = 1e300  # whole numbers may be larger than any float
 DEEPEST = 100  # nesting of JSON that is read
 _FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _BYTES = re.compile(r"(\d{1,15}(?:\.\d{1,6})?) ?(?:([kmgt])(i)?)?b?", re.IGNORECASE)
@@ -53,6 +54,7 @@ def parse_bytes(text: str) -> int:
 
 def format_count(n: float) -> str:
     """1234567 -> '1.23M'."""
+    n = min(n, _LARGEST)
     for factor, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(n) >= 0.9995 * factor:
             return f"{_three_digits(n / factor)}{suffix}"
@@ -61,6 +63,7 @@ def format_count(n: float) -> str:
 
 def format_bytes(n: float) -> str:
     """1234567 -> '1.18 MiB'."""
+    n = min(n, _LARGEST)
     for factor, suffix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if abs(n) >= 0.9995 * factor:
             return f"{_three_digits(n / factor)} {suffix}"

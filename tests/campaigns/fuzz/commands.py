@@ -8,9 +8,10 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from splinterp import cli, harvest
 from splinterp.errors import SplinterpError
@@ -77,7 +78,6 @@ def command_line(folder: Path) -> Prepared:
     (made / "text.jsonl").write_text('{"text": "def f(): return 1"}\n')
     shutil.copytree(made, here)
     names = sorted(path.name for path in made.iterdir())
-    _stop_short()
 
     def one(data: bytes) -> None:
         arguments = data.decode("utf-8", "surrogateescape").split("\n")
@@ -89,7 +89,7 @@ def command_line(folder: Path) -> Prepared:
         before = Path.cwd()
         os.chdir(here)
         try:
-            with quiet():
+            with stopped_short(), quiet():
                 cli.main([a for a in arguments if a != "--debug"])
         except SystemExit as end:
             if end.code not in (0, 1, 2, None):
@@ -97,18 +97,24 @@ def command_line(folder: Path) -> Prepared:
         finally:
             os.chdir(before)
 
-    return Prepared(["\n".join(line.split(" ")).encode() for line in LINES], one)
+    seeds = ["\n".join(line.split(" ")).encode() for line in LINES]
+    for seed in seeds:  # what they import takes seconds
+        one(seed)
+    return Prepared(seeds, one)
 
 
-def _stop_short() -> None:
-    """Harvest and train as far as their plan."""
+@contextmanager
+def stopped_short() -> Iterator[None]:
+    """Harvest and train go as far as their plan."""
 
     def stopped(*_: object, **__: object) -> Any:
         raise SplinterpError("That is enough.")
 
-    harvest.harvest = harvest.probe = stopped  # pyright: ignore[reportAttributeAccessIssue]
     job = importlib.import_module("splinterp.train.job").Job
-    job.train = job.train_sweep = stopped
+    with ExitStack() as stack:
+        for where, name in ((harvest, "harvest"), (harvest, "probe"), (job, "train"), (job, "train_sweep")):
+            stack.enter_context(patch.object(where, name, stopped))
+        yield
 
 
 def forms_and_jobs(folder: Path) -> Prepared:

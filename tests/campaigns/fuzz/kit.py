@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from splinterp.errors import SplinterpError
 
-SECONDS = 5.0  # that one input may take
+SECONDS = 5.0  # of processor time that one input may take
 MEMORY = 2**30  # bytes that it may take besides what the process has
 
 
@@ -70,15 +70,15 @@ def limited() -> Iterator[None]:
         raise TooLongError(f"more than {SECONDS} s")
 
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    before = signal.signal(signal.SIGALRM, late)
+    before = signal.signal(signal.SIGPROF, late)
     resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + MEMORY, hard))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGPROF, before)
 
 
 def _data_bytes() -> int:

@@ -37,6 +37,29 @@ def mutated(data: bytes, random: Random, most: int = 4) -> bytes:
         return data
 
 
+def damaged(data: bytes, random: Random) -> bytes:
+    """Bytes that were cut, overwritten, repeated, or written in another encoding."""
+    at, size = random.randrange(len(data) + 1), random.choice((1, 1, 2, 4, 8))
+    match random.randrange(7):
+        case 0:
+            return data[:at]
+        case 1:
+            return data[:at] + random.choice((b"\xff", b"\0", b"\x7f")) * size + data[at + size :]
+        case 2:
+            return data[:at] + random.randbytes(size) + data[at:]
+        case 3:
+            return data[:at] + data[at + size :]
+        case 4:
+            return data[:at] + data[at - size : at] * random.choice((2, 50)) + data[at:]
+        case 5:
+            return data.decode("latin-1").encode(random.choice(("utf-16", "utf-8-sig")))
+        case _:
+            flipped = bytearray(data)
+            for place in random.sample(range(len(data)), min(len(data), 3)):
+                flipped[place] ^= 1 << random.randrange(8)
+            return bytes(flipped)
+
+
 def _change(holder: list[Any], random: Random) -> None:
     places = list(_places(holder))
     node, key = random.choice(places)

@@ -60,8 +60,10 @@ def runs(folder: Path) -> Prepared:
         tree.write(data)
         found, lacking = read_runs([folder / "one", folder / "two"])
         json.dumps(compare.as_json(found, lacking), allow_nan=False)
-        compare.page(found, lacking).encode()
-        compare.print_comparison(Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), width=100), found)
+        compare.page(found, lacking).encode(errors="replace")
+        compare.print_comparison(
+            Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace"), width=100), found
+        )
         seen, _ = read_run("one", folder / "one")
         _before_last_solve(folder / "one", seen)
 
@@ -110,6 +112,8 @@ def served(folder: Path) -> Prepared:
 
     def one(data: bytes) -> None:
         tree = next((tree for tree in (held, sweep) if f'"{tree.names[-1]}"'.encode() in data), run)
+        for other in (run, held, sweep):
+            other.restore()
         tree.write(data)
         catalogue._parsed.cache_clear()
         progress._last_lines.cache_clear()

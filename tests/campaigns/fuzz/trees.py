@@ -33,7 +33,13 @@ class Tree:
 
     def write(self, data: bytes) -> None:
         """Make the files those of an input."""
-        wanted = self._contents(data)
+        self._write(self._contents(data))
+
+    def restore(self) -> None:
+        """Make the files valid again."""
+        self._write(self._valid)
+
+    def _write(self, wanted: Mapping[str, bytes]) -> None:
         for name in self.names:
             if self._now[name] == wanted.get(name):
                 continue
