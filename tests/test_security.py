@@ -389,3 +389,49 @@ for line in lines.splitlines():
         page = (tmp_path / name).read_text()
         assert 'src="http' not in page
         assert 'href="http' not in page
+
+
+def test_the_papers_pages_are_escaped():
+    """As the report's, the comparison's and the service's are (test_report, test_compare, test_service_guard)."""
+    from splinterp.papers.pam_sgd.page import _claims
+    from splinterp.papers.pictures import html_page, html_picture, html_table
+    from splinterp.report.plots import Axis, Series, plot
+
+    hostile = "<script>alert('&\"')</script>"
+    claim = {"claim": hostile, "where": hostile, "verdict": hostile, "evidence": {"paper": hostile}}
+    drawn = plot(hostile, Axis(hostile), Axis(hostile), [Series(hostile, [(1.0, 2.0)])])
+    page = html_page(
+        hostile,
+        [
+            html_picture(drawn, hostile, hostile),
+            html_table([hostile], [[hostile]]),
+            *_claims({"presets": ["paper"], "claims": [claim]}),
+        ],
+    )
+    assert hostile not in page + drawn
+    assert page.count("&lt;script&gt;") > 8
+
+
+# Dependencies.
+
+# Of packages that read what strangers send, the first version without the weaknesses that we know of.
+FLOORS = {
+    "torch": "2.6.0", "transformers": "4.53.0", "pyarrow": "14.0.1", "pillow": "12.1.1", "protobuf": "6.33.5", "Jinja2": "3.1.6", "starlette": "0.49.1", "h11": "0.16.0",
+    "aiohttp": "3.13.3", "urllib3": "2.6.3", "requests": "2.32.4", "certifi": "2024.7.4", "cryptography": "46.0.5", "idna": "3.7", "fonttools": "4.60.2", "filelock": "3.20.3",
+    "nltk": "3.9.3", "Werkzeug": "3.1.5", "tqdm": "4.66.3", "pytest": "9.0.3", "pyasn1": "0.6.2", "scikit-learn": "1.5.0", "Pygments": "2.15.0", "PyYAML": "5.4",
+}  # fmt: skip
+
+
+def pinned() -> dict[str, str]:
+    lines = (PACKAGE / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if "==" in line)
+
+
+def test_every_dependency_is_pinned_above_the_weaknesses_that_we_know_of():
+    from packaging.version import Version
+
+    versions = pinned()
+    assert len(versions) > 150
+    assert sorted(versions, key=str.lower) == sorted(set(versions), key=str.lower)
+    old = {name: versions[name] for name, floor in FLOORS.items() if Version(versions[name]) < Version(floor)}
+    assert not old
