@@ -398,7 +398,7 @@ def test_the_papers_pages_are_escaped():
     from splinterp.report.plots import Axis, Series, plot
 
     hostile = "<script>alert('&\"')</script>"
-    claim = {"claim": hostile, "where": hostile, "verdict": hostile, "evidence": {"paper": hostile}}
+    claim = {"claim": hostile, "where": hostile, "verdict": hostile, "evidence": {"paper": {"holds": True, "told": hostile}}}
     drawn = plot(hostile, Axis(hostile), Axis(hostile), [Series(hostile, [(1.0, 2.0)])])
     page = html_page(
         hostile,
