@@ -405,7 +405,7 @@ def test_the_papers_pages_are_escaped():
         [
             html_picture(drawn, hostile, hostile),
             html_table([hostile], [[hostile]]),
-            *_claims({"presets": ["paper"], "claims": [claim]}),
+            _claims({"presets": ["paper"], "claims": [claim]}),
         ],
     )
     assert hostile not in page + drawn
