@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-START = 120.0  # seconds that a process may take to import everything
+START = 300.0  # seconds that a process may take to import everything
 STUCK = 60.0  # that it may take between two signs of life
+ASLEEP = 5.0  # that this process does not sleep of itself
 
 
 def fuzz(name: str, folder: Path, seconds: float, seed: int) -> dict[str, Any]:
@@ -54,19 +55,20 @@ def _paths() -> dict[str, str]:
 
 def _ended(process: subprocess.Popen[bytes], folder: Path) -> bool:
     """Wait for a process; False where it gave no sign of life, and was killed."""
-    begun = seen = time.monotonic()
+    before = seen = time.monotonic()
     last = None
     while process.poll() is None:
         time.sleep(0.2)
-        stats = folder / "stats.json"
+        now, stats = time.monotonic(), folder / "stats.json"
         at = stats.stat().st_mtime_ns if stats.exists() else None
-        if at != last:
-            last, seen = at, time.monotonic()
-        if time.monotonic() - seen > (STUCK if last else START):
+        if at != last or now - before > ASLEEP:  # all of us were stopped, perhaps
+            last, seen = at, now
+        before = now
+        if now - seen > (STUCK if last else START):
             process.kill()
             process.wait()
             return False
-    return begun >= 0
+    return True
 
 
 def main() -> None:
