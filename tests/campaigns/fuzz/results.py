@@ -9,8 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from splinterp.report import compare
 from splinterp.report.build import _before_last_solve
+from splinterp.report.charts import lines
+from splinterp.report.page import thinned
 from splinterp.report.plots import Axis, Series, plot
-from splinterp.report.runs import read_run, read_runs
+from splinterp.report.runs import read_lines, read_run, read_runs
 from splinterp.service import catalogue, curves, follow, progress
 from splinterp.service.paths import Root
 from splinterp.train.directory import is_begun, resumed
@@ -66,6 +68,8 @@ def runs(folder: Path) -> Prepared:
         )
         seen, _ = read_run("one", folder / "one")
         _before_last_solve(folder / "one", seen)
+        drawn = [(line.get("rows"), line.get("held_out_fvu")) for line in read_lines(folder / "one" / "metrics.jsonl")]
+        lines("a", Axis("x", "log"), Axis("y", "log"), [Series("s", thinned(drawn))])
 
     return Prepared([tree.seed(), tree.seed(**{"summary.json": None}), tree.seed(**{"run.json": None})], one)
 

@@ -6,7 +6,8 @@ import json
 import shutil
 import struct
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import google_crc32c
 import numpy as np
@@ -14,10 +15,16 @@ import torch
 from splinterp.api import load_sae
 from splinterp.harvest.config import HarvestConfig
 from splinterp.harvest.plan import plan
+from splinterp.harvest.tokens import load_tokenizer as model_tokenizer
+from splinterp.harvest.tokens import skipped_tokens, special_tokens
 from splinterp.infer.codes_store import open_codes, write_codes
 from splinterp.infer.mlp import MlpEncoder, decoder_norms, find_mlp, save_mlp
+from splinterp.report.windows import load_tokenizer
 from splinterp.sae import SAE, SAEConfig, SparseCodes, save_sae
+from splinterp.store import Store
 from splinterp.train.checkpoint import Position, read_checkpoint, write_checkpoint
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from .kit import Prepared, Target
 from .trees import Tree, encoded, reread
@@ -142,10 +149,10 @@ def _checked(files: dict[str, bytes], told: dict[str, Any]) -> None:
 
 def model(folder: Path) -> Prepared:
     """config.json of a model's directory, as far as the plan of a harvest."""
-    from splinterp import models
+    from splinterp import models as embedded
 
     path = folder / "model"
-    shutil.copytree(Path(models.__file__).parent / "tiny", path, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(Path(embedded.__file__).parent / "tiny", path, ignore=shutil.ignore_patterns("*.safetensors"))
     tree = Tree(path, ["config.json"])
     text = folder / "a.txt"
     text.write_text("x")
@@ -159,10 +166,32 @@ def model(folder: Path) -> Prepared:
     return Prepared([tree.seed(), json.dumps(json.loads(tree.seed())["config.json"]).encode()], one)
 
 
+def tokenizer(folder: Path) -> Prepared:
+    """tokenizer.json and tokenizer_config.json of a model's directory; the first is a store's, too."""
+    words = {word: i for i, word in enumerate(["<|bos|>", "<|eos|>", "A", "few", "words", "of", "text", "."])}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<|eos|>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|bos|>", eos_token="<|eos|>").save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    tree = Tree(folder, ["tokenizer.json", "tokenizer_config.json"])
+    held = SimpleNamespace(columns=("token_id", "position", "sequence"), path=folder, local=lambda name: folder)
+
+    def one(data: bytes) -> None:
+        tree.write(data)
+        load_tokenizer(cast("Store", held)).decode([2, 3, 4])
+        found = model_tokenizer("a model", str(folder), local_files_only=True, trust_remote_code=False)
+        special_tokens("a model", found, "bos")
+        skipped_tokens("a model", found, (), True, 8)
+
+    one(tree.seed())  # what it imports takes seconds
+    return Prepared([tree.seed()], one)
+
+
 TARGETS: tuple[Target, ...] = (
     Target("sae", "cfg.json and the header of sae_weights.safetensors", sae),
     Target("mlp", "an MLP encoder's description and header", mlp),
     Target("checkpoint", "a checkpoint's header, checksum made to fit", checkpoint),
     Target("codes", "a store of codes: its metadata, and its CSR numbers", codes),
     Target("model", "a language model's config.json", model),
+    Target("tokenizer", "tokenizer.json and tokenizer_config.json of a model and of a store", tokenizer),
 )
