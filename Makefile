@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SOURCES := *.py api bench evaluate geometry harvest infer models papers report sae service store tests tools train
 
-.PHONY: demo test check format docs test-tl4 test-triton clean
+.PHONY: demo test check format docs audit test-tl4 test-triton clean
 
 demo: $(VENV)/.installed  ## the main job on the embedded model, offline once installed
 	$(BIN)/splinterp demo
@@ -48,6 +48,15 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --no-deps sae-dashboard==0.8.0
 	touch $@
 
+# Asks the advisory database about every pinned version. Of its own: it needs a network, and says so where there is none.
+audit: .venv-audit/.installed  ## known weaknesses of the pinned packages
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+.venv-audit/.installed:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip --disable-pip-version-check install --quiet 'pip-audit>=2.7'
+	touch $@
+
 # The other line of TransformerLens. SAELens needs the older one, so that its interop tests are left out here.
 test-tl4: .venv-tl4/.installed
 	.venv-tl4/bin/python -m pytest
@@ -70,4 +79,4 @@ test-triton: .venv-triton/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-docs .venv-tl4 .venv-triton build site *.egg-info
+	rm -rf .venv .venv-audit .venv-docs .venv-tl4 .venv-triton build site *.egg-info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -50,6 +51,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Exit codes: 0 done; 1 a problem, told in a sentence; 2 usage, of several ranks told by the first."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # names of files may hold bytes that are no text, or that the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
         # Cluster schedulers stop a job by SIGTERM: it ends as by Ctrl-C, with everything kept that can be.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -611,7 +617,7 @@ def compare(
         raise SplinterpError(f"{out} exists already; give another --out, or --force to replace it.")
     found = run(*runs)
     if out is not None:
-        out.write_text(found.page(), encoding="utf-8")
+        out.write_text(found.page(), encoding="utf-8", errors="replace")
     if as_json:
         print(json.dumps(found.as_json(), allow_nan=False))
         return

@@ -1,13 +1,16 @@
-"""Numbers as people write them: 10k, 1M, 2.5B; and as people read them."""
+"""Numbers as people write them: 10k, 1M, 2.5B; and as people read them; and JSON."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any
 
 from .errors import SplinterpError
 
+_LARGEST = 1e300  # whole numbers may be larger than any float
+DEEPEST = 100  # nesting of JSON that is read
 _FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _BYTES = re.compile(r"(\d{1,15}(?:\.\d{1,6})?) ?(?:([kmgt])(i)?)?b?", re.IGNORECASE)
 _QUANTITY = re.compile(r"(\d{1,15}|\d{1,3}(?:[_,]\d{3}){1,5})(?:\.(\d{1,12}))?([kmb]?)", re.IGNORECASE)
@@ -51,6 +54,7 @@ def parse_bytes(text: str) -> int:
 
 def format_count(n: float) -> str:
     """1234567 -> '1.23M'."""
+    n = min(n, _LARGEST)
     for factor, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(n) >= 0.9995 * factor:
             return f"{_three_digits(n / factor)}{suffix}"
@@ -59,6 +63,7 @@ def format_count(n: float) -> str:
 
 def format_bytes(n: float) -> str:
     """1234567 -> '1.18 MiB'."""
+    n = min(n, _LARGEST)
     for factor, suffix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if abs(n) >= 0.9995 * factor:
             return f"{_three_digits(n / factor)} {suffix}"
@@ -77,6 +82,32 @@ def format_seconds(s: float) -> str:
     if s < 5400:
         return f"{s / 60:.0f} min"
     return f"{int(s // 3600)} h {int(s % 3600 // 60):02d} min"
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The JSON value of a text.
+
+    Raises:
+        ValueError: it is none. Nesting beyond measure is damage like any other: Python's own parser ends in a RecursionError.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    brackets = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
+    # What is nested a little less would end whatever goes through it in the same error.
+    if sum(map(text.count, brackets)) > DEEPEST and _depth(value) > DEEPEST:  # pyright: ignore[reportArgumentType]
+        raise ValueError("it is nested too deeply")
+    return value
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and dictionaries are nested."""
+    depth, level = 0, [value]
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        level = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
+        depth += 1
+    return depth
 
 
 def json_safe(value: Any) -> Any:

@@ -9,9 +9,10 @@ import torch
 
 from ..devices import choose_device
 from .arrange import arranged
+from .facts import model_facts
 from .forward import auto_batch_size
 from .mixture import open_texts
-from .model import check_request, choose_dtype, find_checkpoint, load_bridge, load_config, model_facts
+from .model import check_request, choose_dtype, find_checkpoint, load_bridge, load_config
 from .tokens import encode_documents, encoder, load_tokenizer, special_tokens
 
 # The attributes of a store that `evaluation_batches` takes, to see the text as the harvest did.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import ModelError
 
 if TYPE_CHECKING:
-    from .model import ModelFacts
+    from .facts import ModelFacts
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,17 @@ import torch
 from safetensors import SafetensorError
 
 from .. import models
-from ..errors import ModelError
+from ..errors import ModelError, StoreError
+from ..names import is_plain
+from ..store.files import read_json
 from .config import EMBEDDED
+from .facts import ModelFacts
 from .faithful import check_faithful, sample_logits
 from .hub import hub_commit, hub_sentences
 
 # Of what a library says: TransformerLens names all of its architectures.
 LONGEST_LINE = 240
+INDEX = "model.safetensors.index.json"
 
 _UNFUSED_GELU = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
 _HALF = (torch.float16, torch.bfloat16)
@@ -40,25 +44,6 @@ class Checkpoint:
     path: str
     revision: str | None
     options: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What the configuration says: blocks, widths, longest context (None: no limit), vocabulary, dtype of the weights.
-
-    d_attn: heads times their width, which need not be d_model. d_mlp: inside the MLP. Either is None where it does not say, or
-    names one for every layer.
-    """
-
-    architecture: str
-    n_layers: int
-    d_model: int
-    n_heads: int
-    d_attn: int | None
-    d_mlp: int | None
-    max_context: int | None
-    vocabulary: int
-    dtype: torch.dtype
 
 
 def find_checkpoint(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
@@ -100,7 +85,10 @@ def load_config(checkpoint: Checkpoint) -> Any:
     try:
         with hub_sentences(checkpoint.path, "model", checkpoint.revision, ModelError):
             config = AutoConfig.from_pretrained(checkpoint.path, **checkpoint.options)
-    except (OSError, ValueError, StrictDataclassError) as error:
+    # transformers takes the file for what it should be.
+    except (
+        OSError, ValueError, StrictDataclassError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError,
+    ) as error:  # fmt: skip
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"{checkpoint.name} needs Python code of its own; read it, and if you trust it give --trust-remote-code."
@@ -113,34 +101,6 @@ def load_config(checkpoint: Checkpoint) -> Any:
             "choose a text-only model."
         )
     return config
-
-
-def model_facts(config: Any) -> ModelFacts:
-    """The figures that a harvest depends on, from a transformers configuration."""
-    d_model, n_heads = int(config.hidden_size), int(getattr(config, "num_attention_heads", 0) or 1)
-    d_head = _width(config, ("head_dim",), d_model // n_heads)
-    return ModelFacts(
-        architecture=(config.architectures or [config.model_type])[0],
-        n_layers=int(config.num_hidden_layers),
-        d_model=d_model,
-        n_heads=n_heads,
-        d_attn=None if d_head is None else n_heads * d_head,
-        d_mlp=_width(config, ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"), 4 * d_model),
-        max_context=getattr(config, "max_position_embeddings", None),
-        vocabulary=int(config.vocab_size),
-        dtype=config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32,
-    )
-
-
-def _width(config: Any, names: tuple[str, ...], usual: int) -> int | None:
-    """The first of `names` that the configuration has; `usual` where it has none, or leaves it open, as GPT-2 its n_inner."""
-    try:
-        found = next((getattr(config, name) for name in names if hasattr(config, name)), None)
-    except RuntimeError:  # transformers' answer where layers differ
-        return None
-    if found is None:
-        return usual
-    return found if isinstance(found, int) else None
 
 
 def check_request(name: str, facts: ModelFacts, layers: tuple[int, ...], context: int) -> None:
@@ -178,6 +138,7 @@ def load_model(checkpoint: Checkpoint, config: Any, blocks: int, dtype: torch.dt
     with _quiet():
         from transformers import AutoModelForCausalLM
 
+        _check_index(Path(checkpoint.path) / INDEX)
         config = copy.deepcopy(config)
         config.num_hidden_layers = blocks
         _fuse_gelu(config)
@@ -216,6 +177,18 @@ def load_model(checkpoint: Checkpoint, config: Any, blocks: int, dtype: torch.dt
                 "the files are incomplete or belong to another architecture."
             )
         return model
+
+
+def _check_index(path: Path) -> None:
+    """See that the index of a directory's weights names files of that directory alone: transformers would follow it anywhere."""
+    if not path.is_file():
+        return
+    try:
+        names = read_json(path).get("weight_map")
+    except StoreError as error:
+        raise ModelError(str(error)) from None
+    if not isinstance(names, dict) or not all(map(is_plain, names.values())):
+        raise ModelError(f"{path} is damaged: it names files that do not lie beside it.")
 
 
 def load_bridge(

@@ -13,10 +13,11 @@ from ..ranks import Ranks
 from ..store.check import reachable
 from ..store.plan import make_plan
 from .config import HarvestConfig
+from .facts import ModelFacts, model_facts
 from .forward import auto_batch_size
 from .hooks import site_widths
 from .mixture import open_texts
-from .model import Checkpoint, ModelFacts, blocks_needed, check_request, choose_dtype, find_checkpoint, load_config, model_facts
+from .model import Checkpoint, blocks_needed, check_request, choose_dtype, find_checkpoint, load_config
 from .text import TextSource
 
 COLUMNS = ("token_id", "position", "document", "sequence")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 
 from ..errors import TextError
+from ..store.import_arrays import HEADER_DAMAGE
 from .column import Document, Ids
 
 
@@ -24,14 +24,7 @@ def npy_documents(name: str, path: Path) -> Iterator[tuple[str, Document]]:
         array = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise TextError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (
-        ValueError,
-        TypeError,
-        OverflowError,
-        EOFError,
-        SyntaxError,
-        TokenError,
-    ) as error:  # whatever a header can bring about
+    except HEADER_DAMAGE as error:
         raise TextError(f"{path} is damaged, or no .npy array of integers; write it again with numpy.save.") from error
     if array.dtype.kind not in "iu" or array.ndim not in (1, 2):
         raise TextError(

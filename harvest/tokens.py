@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ModelError, TextError
+from ..errors import ModelError, SplinterpError, TextError
 from .column import Document, Ids
 from .hub import hub_sentences
 
@@ -38,10 +38,18 @@ def load_tokenizer(name: str, path: str, **options: Any) -> Any:
     try:
         with hub_sentences(path, "model", options.get("revision"), ModelError):
             tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
+    except SplinterpError:
+        raise
+    except (
+        Exception
+    ) as error:  # of tokenizers, which has no class of its own; and transformers takes the files for what they should be
         raise ModelError(missing) from error
     # transformers makes an empty tokenizer of a directory that holds only a config.json, and says nothing.
-    if not len(encoder(tokenizer)(["A few words of text."])[0]):
+    try:
+        empty = not len(encoder(tokenizer)(["A few words of text."])[0])
+    except Exception as error:
+        raise ModelError(missing) from error
+    if empty:
         raise ModelError(missing)
     return tokenizer
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .model import blocks_needed, find_checkpoint, load_config, load_model, model_facts
+from .facts import model_facts
+from .model import blocks_needed, find_checkpoint, load_config, load_model
 from .tokens import load_tokenizer
 
 

@@ -36,12 +36,8 @@ from ..store.files import (
     write_files,
     write_json,
 )
-from ..store.layout import CODECS, CRC_BYTES, METADATA, group_metadata
-
-FORMAT = "splinterp codes 1"
-# Numbers in a chunk of a store with more of them; of one with fewer they are one chunk.
-CHUNK = 2**21
-ARRAYS = {"indptr": np.dtype("<i8"), "indices": np.dtype("<i4"), "data": np.dtype("<f4"), "rows": np.dtype("<i8")}
+from ..store.layout import METADATA, group_metadata
+from .codes_layout import ARRAYS, CHUNK, FORMAT, array_metadata, check_array, shape_of
 
 
 class CSR(NamedTuple):
@@ -107,14 +103,14 @@ class CodesStore:
     """
 
     def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
+        """Raises StoreError when the files of an array are not as long as the attributes say, or are of another kind."""
         import zarr
 
         self.path, self.attributes = path, attributes
-        self.shape, self.nnz = (int(attributes["shape"][0]), int(attributes["shape"][1])), int(attributes["nnz"])
-        lengths = {"indptr": self.shape[0] + 1, "indices": self.nnz, "data": self.nnz, "rows": self.shape[0]}
-        for name, dtype in ARRAYS.items():
-            _check_files(path / name, dtype, lengths[name])
-        group = zarr.open_group(str(path), mode="r")
+        self.shape, self.nnz = shape_of(path, attributes)
+        for name, length in (("indptr", self.shape[0] + 1), ("indices", self.nnz), ("data", self.nnz), ("rows", self.shape[0])):
+            check_array(path / name, ARRAYS[name], length)
+        group = zarr.open_group(str(path), mode="r", use_consolidated=False)
         self._arrays: dict[str, Any] = {name: group[name] for name in ARRAYS}
 
     @property
@@ -131,14 +127,20 @@ class CodesStore:
             raise StoreError(f"{self.path} has codes of {self.shape[0]:,} rows; there are no rows {a} to {b}.")
         starts = self._read("indptr", a, b + 1)
         first, last = int(starts[0]), int(starts[-1])
+        if not (first >= 0 and last <= self.nnz and (starts[1:] >= starts[:-1]).all()):
+            raise StoreError(f"{self.path} is damaged: its rows do not begin one after the other; encode again with --force.")
         indices, values = self._read("indices", first, last), self._read("data", first, last)
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < self.shape[1]:
+            raise StoreError(
+                f"{self.path} is damaged: it has codes of latents that its SAE does not have; encode again with --force."
+            )
         return RaggedCodes(torch.from_numpy(indices).long(), torch.from_numpy(values), torch.from_numpy(starts - first))
 
     def _read(self, name: str, a: int, b: int) -> np.ndarray:
         try:
             return np.asarray(self._arrays[name][a:b])
-        except (ValueError, OSError) as error:  # a checksum that is wrong, a file that has gone
-            raise StoreError(f"{self.path / name} is damaged ({error}); encode again with --force.") from error
+        except (OSError, ValueError) as error:  # a file that has gone, a checksum that is wrong
+            raise StoreError(f"{self.path / name} is damaged ({error}); encode again with --force.") from None
 
 
 def open_codes(path: str | Path) -> CodesStore:
@@ -178,35 +180,6 @@ def _attributes(path: Path) -> dict[str, Any]:
             f"{path / METADATA} is damaged: its attributes do not match their checksum; encode again with --force."
         )
     return found
-
-
-def _check_files(folder: Path, dtype: np.dtype, length: int) -> None:
-    """See that an array's metadata are those of so many numbers, and that its chunks have their sizes: zarr would show fill values for one
-    that is missing. Raises StoreError."""
-    try:
-        found = read_json(folder / METADATA)
-        size = found.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape", [0])[0]
-        if type(size) is not int or size < 1 or found != _metadata(dtype, length, size):
-            raise StoreError(
-                f"{folder / METADATA} is damaged: it does not describe {length:,} numbers; encode again with --force."
-            )
-        for i in range(-(-length // size)):
-            if (folder / f"c.{i}").stat().st_size != size * dtype.itemsize + CRC_BYTES:
-                raise StoreError(f"{folder / f'c.{i}'} is damaged: it has not its size; encode again with --force.")
-    except OSError as error:
-        raise StoreError(f"{error.filename} cannot be read: {error.strerror}; encode again with --force.") from None
-    except (AttributeError, IndexError, KeyError, TypeError):
-        raise StoreError(f"{folder / METADATA} is damaged: it does not describe an array; encode again with --force.") from None
-
-
-def _metadata(dtype: np.dtype, length: int, size: int) -> dict[str, Any]:
-    """What the zarr.json of an array in chunks of `size` holds; its fill value shows a chunk that is missing."""
-    return {
-        "zarr_format": 3, "node_type": "array", "shape": [length], "data_type": dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [size]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": "NaN" if dtype.kind == "f" else -1, "codecs": CODECS, "attributes": {}, "storage_transformers": [],
-    }  # fmt: skip
 
 
 @contextmanager
@@ -266,7 +239,7 @@ class _Growing:
             last[: len(rest)] = rest
             self._write(last)
         self._waiting = []
-        write_json({self.folder / METADATA: _metadata(self.dtype, self.length, size)})
+        write_json({self.folder / METADATA: array_metadata(self.dtype, self.length, size)})
 
     def _write(self, chunk: np.ndarray) -> None:
         path = self.folder / f"c.{self._chunks}"

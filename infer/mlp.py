@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SAEError, SplinterpError
+from ..quantities import parse_json
 from ..sae import SAE, SparseCodes
 from ..sae.model import select_abs_topk, select_topk
 from ..sae.seal import check_settings, sealed, unsealed
@@ -131,10 +132,12 @@ def load_mlp(path: Path, sae: SAE) -> MlpEncoder:
     if not path.is_file() or not description.is_file():
         raise SAEError(f"There is no MLP encoder at {path} (an encoder-mlp-<H>.safetensors and its .json).")
     try:
-        about = json.loads(description.read_text(encoding="utf-8"))
+        about = parse_json(description.read_bytes())
         k, signed, decoder, hidden = int(about["k"]), bool(about["signed"]), about["decoder"], int(about["hidden"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise SAEError(f"The MLP encoder {path} is damaged: {error!r}.") from error
+    if not 1 <= k <= sae.config.d_sae:
+        raise SAEError(f"The MLP encoder {path} is damaged: it would keep {k} of {sae.config.d_sae} latents.")
     tensors, settings = unsealed(path)
     check_settings(description, about, path, settings)
     if decoder != decoder_fingerprint(sae):

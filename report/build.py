@@ -19,7 +19,7 @@ from ..store import Store
 from ..store.places import Location
 from .directions import Directions, directions
 from .latents import LatentSeen, chosen_latents, contexts_of, look_at
-from .runs import METRICS, RUN, SUMMARY, RunSeen, different_stores, read_lines, read_object, read_run, recorded_store
+from .runs import METRICS, RUN, SUMMARY, RunSeen, different_stores, number, read_lines, read_object, read_run, recorded_store
 from .statistics import LatentStatistics, accumulate
 from .tokens import token_effects, unembedding_of
 from .windows import load_tokenizer
@@ -184,7 +184,7 @@ def _on_held_out(run: RunSeen, statistics: LatentStatistics, store: Store, site:
 def _before_last_solve(path: Path, run: RunSeen) -> RunSeen | None:
     """The run as it was before its last solve, where it had one."""
     before = read_object(path / SUMMARY).get("before_last_solve")
-    if not before:
+    if not isinstance(before, dict):
         return None
-    name = f"{run.name}, before its last solve"
-    return replace(run, name=name, fvu=before["fvu"], l0=before["l0"], dead=before["dead_fraction"], seconds=None)
+    fvu, l0, dead = (number(before.get(name)) for name in ("fvu", "l0", "dead_fraction"))
+    return replace(run, name=f"{run.name}, before its last solve", fvu=fvu, l0=l0, dead=dead, seconds=None)

@@ -52,7 +52,7 @@ class GapReport:
         directory.mkdir(parents=True, exist_ok=True)
         contents = (self.picture.svg, markdown(self.gap), json.dumps(self.as_json(), indent=2, allow_nan=False) + "\n")
         for name, content in zip(FILES, contents, strict=True):
-            (directory / name).write_text(content, encoding="utf-8")
+            (directory / name).write_text(content, encoding="utf-8", errors="replace")
 
     def _repr_svg_(self) -> str:
         return self.picture.svg

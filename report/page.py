@@ -21,7 +21,7 @@ from .cards import card
 from .charts import bars, lines
 from .compare import FIGURES, figures_of, html_table
 from .plots import Axis, Series
-from .runs import differing
+from .runs import differing, number
 
 POINTS = 300  # of a curve
 BINS = 36
@@ -147,7 +147,7 @@ def _half_steps(report: Report, rows: Axis) -> list[str]:
 
 def thinned(points: Sequence[tuple[Any, Any]]) -> list[tuple[float, float]]:
     """The points that are two numbers, at most POINTS of them, the last one included."""
-    there = [(float(a), float(b)) for a, b in points if all(isinstance(v, int | float) for v in (a, b))]
+    there = [(a, b) for a, b in ((number(a), number(b)) for a, b in points) if a is not None and b is not None]
     kept = np.unique(np.linspace(0, len(there) - 1, min(POINTS, len(there))).round().astype(int))
     return [there[i] for i in kept]
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import SplinterpError
+from ..names import is_plain
+from ..quantities import json_safe, parse_json
 
 RUN, METRICS, SUMMARY, CONFIG, SWEEP = "run.json", "metrics.jsonl", "summary.json", "cfg.json", "sweep.json"
 # Settings of cfg.json, for SAEs that have no run.json.
+LARGEST = 1e300  # that is a figure: whole numbers may be larger than any float
 OF_CONFIG = ("architecture", "d_in", "d_sae", "k", "rescale_acts_by_decoder_norm", "apply_b_dec_to_input")
 
 
@@ -86,7 +88,7 @@ def _members(path: Path) -> list[Path]:
         raise SplinterpError(f"There is no run at {path}; give the directories of runs.")
     if (path / SWEEP).is_file():
         names = read_object(path / SWEEP).get("members")
-        if not isinstance(names, dict) or not all(Path(name).name == name for name in names):
+        if not isinstance(names, dict) or not all(map(is_plain, names)):
             raise SplinterpError(f"{path / SWEEP} is damaged; give the directories of its runs one by one.")
         return [path / name for name in names if (path / name).is_dir()]
     if not any((path / name).is_file() for name in (RUN, SUMMARY, CONFIG)):
@@ -120,20 +122,20 @@ def read_run(name: str, path: Path) -> tuple[RunSeen, str | None]:
         lack += ", and its figures are those on the way" if curve else ", and there are no figures of it yet"
     elif not _is_number(summary.get("fvu")):
         lack = f"has a {SUMMARY} without a finite FVU"
-    fvu = _number(summary.get("fvu")) if summary else (curve[-1][2] if curve else None)
-    rows = _number(summary.get("rows_trained") if summary else last.get("rows"))
-    spent = _number(seconds if summary else last.get("seconds"))
+    fvu = number(summary.get("fvu")) if summary else (curve[-1][2] if curve else None)
+    rows = number(summary.get("rows_trained") if summary else last.get("rows"))
+    spent = number(seconds if summary else last.get("seconds"))
     if summary and curve and fvu is not None and rows and spent:
         curve.append((rows, spent, fvu))
     dead = summary.get("dead_fraction")
-    if not summary and _is_number(last.get("dead")) and _is_number(settings.get("d_sae")):
+    if not summary and _is_number(last.get("dead")) and _is_number(settings.get("d_sae")) and settings["d_sae"] > 0:
         dead = last["dead"] / settings["d_sae"]
     told = {
         key: value if isinstance(value := described.get(key), str) else None for key in ("store", "store_fingerprint", "site")
     }
     return RunSeen(
         name, settings, told["store"], told["store_fingerprint"], told["site"], bool(summary), fvu,
-        _number(summary.get("l0") if summary else last.get("l0")), _number(dead), None if rows is None else int(rows), spent, curve,
+        number(summary.get("l0") if summary else last.get("l0")), number(dead), None if rows is None else int(rows), spent, curve,
     ), lack  # fmt: skip
 
 
@@ -142,7 +144,7 @@ def read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: None)  # infinities, too: no figures
+        found = json_safe(parse_json(path.read_bytes()))  # infinities, too: no figures
     except ValueError:  # UnicodeDecodeError is one
         found = None
     if not isinstance(found, dict):
@@ -156,7 +158,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     text = path.read_bytes().decode("utf-8", errors="replace")
     try:
-        found = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        found = [parse_json(line) for line in text[: text.rfind("\n") + 1].splitlines()]
         if all(isinstance(line, dict) for line in found):
             return found
     except ValueError as error:
@@ -165,10 +167,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
+    """A value of a file that is a figure; None of any other."""
     return float(value) if _is_number(value) else None
 
 

@@ -45,7 +45,7 @@ def load_tokenizer(store: Store) -> Any:
     """The tokenizer that was saved with a harvested store (a `tokenizers.Tokenizer`).
 
     Raises:
-        StoreError: the store holds no tokens, or no tokenizer.
+        StoreError: the store holds no tokens, or no tokenizer, or a damaged one.
     """
     from tokenizers import Tokenizer
 
@@ -54,7 +54,10 @@ def load_tokenizer(store: Store) -> Any:
         raise StoreError(
             f"{store.path} holds no tokens, so that its rows cannot be led back to text; it was imported, not harvested."
         )
-    return Tokenizer.from_file(str(file))
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library has no class of its own
+        raise StoreError(f"{file} is damaged ({error}); harvest the store again, or copy the model's own there.") from error
 
 
 def windows_at(store: Store, rows: np.ndarray, width: int, progress: Callable[[int], None] | None = None) -> Windows:

@@ -51,6 +51,6 @@ def write_report(
     report = make_report(
         run, store, site=site, model=model, baselines=baselines, latents=latents, ids=ids, device=device, progress=progress, statistics=statistics
     )  # fmt: skip
-    content = page(report).encode()
+    content = page(report).encode(errors="replace")
     write_bytes(out, content)
     return {**as_json(report), "out": str(out), "bytes": len(content)}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import SAEError
+from ..quantities import parse_json
 from .model import SAE, WITH_K, SAEConfig, of_gated
 from .seal import check_settings, sealed, unsealed
 
@@ -78,7 +79,7 @@ def load_sae(directory: str | Path, device: str | torch.device = "cpu") -> SAE:
             f"{directory} is not an SAE: it needs {CONFIG} and {WEIGHTS} (a run that has not finished has none yet)."
         )
     try:
-        cfg = json.loads(config_path.read_text(encoding="utf-8"))
+        cfg = parse_json(config_path.read_bytes())
     except ValueError as error:
         raise SAEError(f"The SAE in {directory} is damaged: {config_path} is not valid JSON ({error}).") from error
     if not isinstance(cfg, dict):
@@ -126,7 +127,7 @@ def _config(cfg: dict[str, Any], directory: Path) -> SAEConfig:
     architecture, k = cfg.get("architecture", "standard"), cfg.get("k")
     activation = cfg.get("activation_fn_str", cfg.get("activation_fn", "relu"))
     if activation == "topk":
-        architecture, k = "topk", k if k is not None else (cfg.get("activation_fn_kwargs") or {}).get("k")
+        architecture, k = "topk", k if k is not None else _k_of(cfg.get("activation_fn_kwargs"))
     elif activation != "relu":
         raise SAEError(
             f"The SAE in {directory} uses the activation {activation!r}, which is not supported; known are relu and topk."
@@ -149,3 +150,8 @@ def _config(cfg: dict[str, Any], directory: Path) -> SAEConfig:
         )
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise SAEError(f"{directory / CONFIG} is not a configuration that is understood: {error!r}.") from error
+
+
+def _k_of(arguments: Any) -> Any:
+    """k among the arguments of SAELens's older TopK."""
+    return arguments.get("k") if isinstance(arguments, dict) else None

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import SAEError
+from ..quantities import parse_json
 from ..tensor_files import read_tensors
 
 _KEY = "splinterp"
@@ -39,7 +40,7 @@ def unsealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         tensors, metadata = read_tensors(path)
         if _KEY not in metadata:
             return tensors, None
-        told = json.loads(metadata[_KEY])
+        told = parse_json(metadata[_KEY])
         crc, settings = told["crc32c"], dict(told["settings"])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise SAEError(f"{path} is damaged: {error}.") from error

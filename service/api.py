@@ -85,11 +85,13 @@ def router(service: Service, streams: Streams) -> APIRouter:
     ) -> Response:
         """Those that run, then those that wait, in the order of their turn, then those that ended, the last one first."""
         states, counts = tuple(state or ()), service.queue.counts()
-        listed = models.JobList.model_validate({
-            "total": sum(n for name, n in counts.items() if not states or name in states),
-            "counts": counts,
-            "jobs": [describe(seen) for seen in service.seen(service.queue.jobs(states, limit, offset))],
-        })
+        listed = models.JobList.model_validate(
+            {
+                "total": sum(n for name, n in counts.items() if not states or name in states),
+                "counts": counts,
+                "jobs": [describe(seen) for seen in service.seen(service.queue.jobs(states, limit, offset))],
+            }
+        )
         # Written by pydantic at once: of 1,000 jobs the framework's way (Python's objects, then json) takes twice as long.
         return Response(listed.model_dump_json(), media_type="application/json")
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
 
-from ..quantities import json_safe
+from ..names import is_plain
+from ..quantities import json_safe, parse_json
 from . import locks
 from .paths import Root
 
@@ -21,6 +21,7 @@ DEEPEST, MOST = 5, 5_000  # levels below the root that are looked at, and direct
 FRESH = 2.0  # seconds
 _ITEMSIZE = {"uint16": 2, "float16": 2, "float32": 4, "uint32": 4}
 _CRC = 4
+LARGEST = 1e300  # that is a figure: whole numbers may be larger than any float
 
 Health = Literal["whole", "being written", "unfinished", "damaged"]
 
@@ -109,11 +110,13 @@ def _walk(root: Path) -> Iterator[tuple[Path, str]]:
 
 def store_at(root: Root, path: Path) -> StoreSeen | None:
     """The store at `path`; None where there is none of ours."""
-    told = read(path / "zarr.json").get("attributes", {})
-    told = told.get("splinterp") if isinstance(told, dict) else None
-    if not isinstance(told, dict) or not isinstance(told.get("sites"), dict):
+    told = store_attributes(path)
+    if not told:
         return None
-    size, trouble = _files(path, told)
+    sites, columns, rows = told.get("sites"), told.get("columns", []), told.get("rows")
+    if not (_by_name(sites, is_count) and isinstance(columns, list) and all(map(is_plain, columns)) and is_count(rows)):
+        return StoreSeen(root.name(path), 0, {}, "", None, None, 0, "damaged", "zarr.json does not describe a store.")
+    size, trouble = _files(path, [f"{site}/acts" for site in sites] + columns)
     status = told.get("status")
     health: Health = "whole"
     if status != "complete":
@@ -122,16 +125,40 @@ def store_at(root: Root, path: Path) -> StoreSeen | None:
         health = "damaged"
     dataset = told.get("dataset")
     return StoreSeen(
-        root.name(path), int(told.get("rows") or 0), {str(k): int(v) for k, v in told["sites"].items()}, str(told.get("dtype")),
-        told.get("model"), ", ".join(map(str, dataset)) if isinstance(dataset, list) else dataset, size, health,
+        root.name(path), rows, sites, str(told.get("dtype")),
+        _text(told.get("model")), ", ".join(map(str, dataset)) if isinstance(dataset, list) else _text(dataset), size, health,
         trouble if status == "complete" else "",
     )  # fmt: skip
 
 
-def _files(path: Path, told: dict[str, Any]) -> tuple[int, str]:
-    """(bytes of the chunk files, what is wrong with them in a sentence)."""
+def store_attributes(path: Path) -> dict[str, Any]:
+    """What the store at `path` says of itself; empty where there is none of ours, or it is damaged."""
+    attributes = read(path / "zarr.json").get("attributes")
+    told = attributes.get("splinterp") if isinstance(attributes, dict) else None
+    return told if isinstance(told, dict) else {}
+
+
+def is_count(value: object) -> bool:
+    """Whether a value of a file is a number of things."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_figure(value: object) -> bool:
+    """Whether a value of a file is a number that a float can be."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def _by_name(value: object, fits: Callable[[object], bool]) -> bool:
+    return isinstance(value, dict) and all(is_plain(name) and fits(one) for name, one in value.items())
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _files(path: Path, arrays: Sequence[str]) -> tuple[int, str]:
+    """(bytes of the arrays' chunk files, what is wrong with them in a sentence)."""
     total, trouble = 0, ""
-    arrays = [f"{site}/acts" for site in told["sites"]] + [str(column) for column in told.get("columns", ())]
     for array in arrays:
         _shape, expected, size = _array(path / array)
         try:
@@ -155,6 +182,8 @@ def _array(path: Path) -> tuple[list[int], int | None, int | None]:
     told = read(path / "zarr.json")
     try:
         shape, chunk = told["shape"], told["chunk_grid"]["configuration"]["chunk_shape"]
+        if not all(is_count(n) for n in (*shape, *chunk)):
+            return [], None, None
         plain = all(codec["name"] in ("bytes", "crc32c") for codec in told["codecs"])
         size = math.prod(chunk) * _ITEMSIZE[told["data_type"]] + _CRC if plain else None
         return shape, -(-shape[0] // chunk[0]), size
@@ -166,10 +195,10 @@ def run_at(root: Root, path: Path) -> RunFound | None:
     """The run or sweep at `path`; None where there is none."""
     sweep = read(path / "sweep.json")
     if isinstance(sweep.get("members"), dict):
-        members = tuple(root.name(path / name) for name in sweep["members"] if Path(name).name == name)
+        members = tuple(root.name(path / name) for name in sweep["members"] if is_plain(name))
         state = "finished" if sweep.get("state") == "finished" else "unfinished"
         return RunFound(
-            root.name(path), "sweep", state, _store_name(root, sweep.get("store")), sweep.get("site"), sweep.get("started"),
+            root.name(path), "sweep", state, _store_name(root, sweep.get("store")), _text(sweep.get("site")), _text(sweep.get("started")),
             members=members, changed=_changed(path, "sweep.json"),
         )  # fmt: skip
     run, config = read(path / "run.json"), read(path / "cfg.json")
@@ -178,11 +207,11 @@ def run_at(root: Root, path: Path) -> RunFound | None:
     summary = read(path / "summary.json")
     settings = run.get("settings") if isinstance(run.get("settings"), dict) else {}
     names = ("fvu", "l0", "dead_fraction", "explained_variance", "rows_trained", "rows_per_second", "n_rows")
-    figures = {name: summary[name] for name in names if isinstance(summary.get(name), int | float)}
+    figures = {name: summary[name] for name in names if is_figure(summary.get(name))}
     kind = "run" if run else "sae"
     state = "diverged" if "diverged" in run else "finished" if summary or kind == "sae" else "unfinished"
     return RunFound(
-        root.name(path), kind, state, _store_name(root, run.get("store")), run.get("site"), run.get("started"), json_safe(figures),
+        root.name(path), kind, state, _store_name(root, run.get("store")), _text(run.get("site")), _text(run.get("started")), json_safe(figures),
         json_safe(settings), changed=_changed(path, "summary.json", "metrics.jsonl", "run.json", "cfg.json"),
     )  # fmt: skip
 
@@ -217,5 +246,5 @@ def read(path: Path) -> dict[str, Any]:
 def _parsed(path: Path, changed: int, size: int) -> dict[str, Any]:
     if size > 2**24:
         return {}
-    found = json.loads(path.read_bytes())
+    found = parse_json(path.read_bytes())
     return found if isinstance(found, dict) else {}

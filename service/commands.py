@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ..errors import SplinterpError
 from . import locks, offered
-from .catalogue import read
+from .catalogue import read, store_attributes
 from .paths import PathError, Root
 
 Mode = Literal["first", "resume", "retry"]
@@ -168,8 +168,8 @@ def lacking(root: Root, work: Work) -> str | None:
         path = root.path / claim
         if not path.exists():
             return f"{claim}, which is not there"
-        told = read(path / "zarr.json").get("attributes", {}).get("splinterp")
-        if isinstance(told, dict) and told.get("status", "complete") != "complete":
+        told = store_attributes(path)
+        if told.get("status", "complete") != "complete":
             return f"{claim}, which is not finished"
     return None
 
@@ -201,7 +201,7 @@ def is_finished(root: Root, work: Work, since: float) -> bool:
     if not _begun(out, kind, since):
         return False
     if work.command == "harvest":
-        return read(out / "zarr.json").get("attributes", {}).get("splinterp", {}).get("status") == "complete"
+        return store_attributes(out).get("status") == "complete"
     return (out / "summary.json").is_file() or read(out / "sweep.json").get("state") == "finished"
 
 

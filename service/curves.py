@@ -6,8 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..names import is_plain
 from ..report.plots import Axis, Series, plot
-from .catalogue import read
+from .catalogue import is_figure, read
 from .follow import METRICS, lines_from
 from .paths import Root
 
@@ -22,7 +23,7 @@ def curve(root: Root, run: str) -> str | None:
     members = read(directory / "sweep.json").get("members")
     folders = {"": directory}
     if isinstance(members, dict):
-        folders = {name: directory / name for name in list(members)[:MEMBERS] if Path(name).name == name}
+        folders = {name: directory / name for name in list(members)[:MEMBERS] if is_plain(name)}
     files = []
     for name, folder in folders.items():
         path = folder / METRICS
@@ -62,4 +63,4 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _has(line: dict[str, Any], key: str) -> bool:
-    return isinstance(line.get(key), int | float)
+    return is_figure(line.get(key))

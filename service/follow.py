@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ..quantities import json_safe
+from ..quantities import json_safe, parse_json
 
 METRICS = "metrics.jsonl"
 LARGEST = 2**20
@@ -31,7 +30,7 @@ def lines_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     found = []
     for piece in whole.splitlines():
         try:
-            line = json.loads(piece)
+            line = parse_json(piece)
         except ValueError:
             continue  # being overwritten just now
         if isinstance(line, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ MAIN = {
     "harvest": ("model", "layer", "hook", "dataset", "tokens", "context", "out", "device"),
     "eval": ("sae", "store", "encoder", "k", "split", "model", "device"),
 }  # fmt: skip
+_NUMBER = re.compile(r"-?\d{1,9}")
 RUNS, STORES = ("sae", "run", "baseline"), ("store",)
 
 
@@ -68,7 +70,7 @@ def settings_of(fields: Mapping[str, str]) -> dict[str, Any]:
         value = fields.get(f"job_{name}", "").strip()
         if not value:
             continue
-        if not value.lstrip("-").isdecimal() or not least <= int(value) <= most:
+        if not _NUMBER.fullmatch(value) or not least <= int(value) <= most:
             raise RefusedError(f"{name.capitalize()} must be a number from {least} to {most}.")
         found[name] = int(value)
     return found

@@ -130,13 +130,20 @@ class Guard:
             return _answer(421, "This service is not called by that name here.")
         if method not in _SAFE:
             origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-            if (origin is not None and urlsplit(origin).netloc != host) or site in ("cross-site", "same-site"):
+            if (origin is not None and _netloc(origin) != host) or site in ("cross-site", "same-site"):
                 return _answer(403, "Another site's page may not change anything here.")
         if path in _OPEN_PATHS or self._access.admits(headers):
             return None
         if method == "GET" and "text/html" in headers.get("accept", ""):
             return RedirectResponse("/login", 303)
         return _answer(401, "A token is needed, and this is none: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # an IPv6 address that is none
+        return None
 
 
 def _is_named(host: str, names: Sequence[str]) -> bool:
@@ -150,7 +157,7 @@ async def _body(scope: Scope, receive: Receive) -> Receive | None:
     """The request's body, read as a whole, to be received again; None where it is too large, however it is sent."""
     headers = Headers(scope=scope)
     told = headers.get("content-length")
-    if told is not None and (not told.isdigit() or int(told) > LARGEST_BODY):
+    if told is not None and (not (told.isascii() and told.isdigit() and len(told) < 19) or int(told) > LARGEST_BODY):
         return None
     if told is None and "transfer-encoding" not in headers:
         return receive

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +10,9 @@ from statistics import median
 from time import time
 from typing import Any
 
-from .catalogue import read
+from ..names import is_plain
+from ..quantities import parse_json
+from .catalogue import is_count, is_figure, read, store_attributes
 from .jobs import Job
 from .paths import Root
 from .schedule import Slots
@@ -48,18 +49,20 @@ def progress_of(root: Root, job: Job) -> Progress:
 def run_progress(out: Path) -> Progress:
     """Of a training run, or the first run of a sweep, by its directory."""
     members = read(out / SWEEP).get("members")
-    if isinstance(members, dict) and members:
-        out = out / next(iter(members))
+    if isinstance(members, dict) and members and is_plain(first := next(iter(members))):
+        out = out / first
     settings = read(out / RUN).get("settings")
     total = settings.get("rows") if isinstance(settings, dict) else None
     lines = last_lines(out / METRICS)
-    if not lines or not isinstance(total, int):
-        return Progress(total=total if isinstance(total, int) else None)
+    if not lines or not is_count(total):
+        return Progress(total=total if is_count(total) else None)
     last, first = lines[-1], lines[max(0, len(lines) - _RECENT)]
     rows, seconds = last["rows"] - first["rows"], last["seconds"] - first["seconds"]
     rate = rows / seconds if seconds > 0 else (last["rows"] / last["seconds"] if last["seconds"] > 0 else None)
     left = (total - last["rows"]) / rate if rate else None
-    return Progress(int(last["rows"]), total, rate, left, {name: last[name] for name in SHOWN if name in last})
+    return Progress(
+        int(last["rows"]), total, rate, left, {name: float(last[name]) for name in SHOWN if is_figure(last.get(name))}
+    )
 
 
 def last_lines(path: Path) -> list[dict[str, Any]]:
@@ -79,19 +82,19 @@ def _last_lines(path: Path, size: int, changed: int) -> tuple[dict[str, Any], ..
     found = []
     for piece in pieces[(1 if size > _TAIL else 0) : -1]:
         try:
-            line = json.loads(piece)
+            line = parse_json(piece)
         except ValueError:
             continue  # overwritten just now, by a run that goes on from a checkpoint
-        if isinstance(line, dict) and isinstance(line.get("rows"), int) and isinstance(line.get("seconds"), float):
+        if isinstance(line, dict) and is_count(line.get("rows")) and is_figure(line.get("seconds")):
             found.append(line)
     return tuple(found)
 
 
 def _harvest(out: Path) -> Progress:
     """Of a store that is being written: chunks committed, of those planned."""
-    told = read(out / "zarr.json").get("attributes", {}).get("splinterp", {})
+    told = store_attributes(out)
     rows, planned = told.get("chunk_rows"), told.get("planned_rows")
-    if not isinstance(rows, int) or not isinstance(planned, int):
+    if not is_count(rows) or not is_count(planned):
         return Progress()
     if told.get("status") == "complete":
         return Progress(planned, planned)

@@ -15,6 +15,7 @@ from .places import AnyPath, Location, RemotePath, on_disk, place, sizes
 from .plan import RESERVED, Plan, make_plan
 from .publish import publish_beginning, remove_leftovers, remove_remains
 from .remote_writer import Fence, RemoteLog, remove_store
+from .sound import check_line
 from .writer import Writer
 
 
@@ -108,6 +109,8 @@ def begin(plan: Plan, *, resume: bool, force: bool) -> tuple[Plan, Log | RemoteL
         if not isinstance(plan.path, RemotePath):
             remove_set_aside(plan.path.resolve())  # by one that was killed before it could
         log = _open_log(plan.path, lock)
+        for line in log.lines.values():
+            check_line(line, plan.sites, plan.arrays, plan.chunk_rows, plan.path / LOG)
         sync_folder(plan.path)
         _drop_lines_without_files(plan, log)
         return plan, log, lock

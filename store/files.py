@@ -17,6 +17,7 @@ import google_crc32c
 import numpy as np
 
 from ..errors import StoreError
+from ..quantities import parse_json
 from .layout import CRC_BYTES, LOCK
 from .places import AnyPath, RemotePath
 
@@ -168,7 +169,7 @@ def read_json(path: AnyPath) -> dict[str, Any]:
         StoreError: it is not a JSON object.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except ValueError:
         raise StoreError(f"{path} is damaged: it is not valid JSON.") from None
     if not isinstance(value, dict):

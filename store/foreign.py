@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from ..errors import StoreError
 from .batches import RowReader
 from .files import read_json
+from .foreign_arrays import DAMAGE, arrays_at, kept_as
 from .histogram import median_and_outliers, norm_histogram, summed
 from .layout import KEY, LOG, MANIFEST, METADATA, STORAGE
 from .pool import column_sums, row_norms
@@ -25,8 +25,6 @@ from .sources import SLAB_BYTES
 NOTE = "not a splinterp store: it is read through zarr, which is slower; `splinterp import` makes a store of it"
 CACHE_BYTES = 256 * 2**20
 STATISTICS = ("mean", "mean_norm", "rms_norm", "min_norm", "max_norm", "median_norm", "outliers")
-# What zarr and its codecs raise for damaged metadata or chunks.
-_DAMAGE = (OSError, ValueError, TypeError, KeyError, RuntimeError)
 
 
 def is_foreign(path: Path) -> bool:
@@ -68,7 +66,7 @@ class ForeignStore(Store):
     def __init__(self, path: Path) -> None:
         """Raises StoreError when there are no such arrays, or they have different lengths."""
         self.path = path
-        self._zarr, told = _arrays(path)
+        self._zarr, told = arrays_at(path)
         lengths = {array.shape[0] for array in self._zarr.values()}
         if len(lengths) > 1:
             names = ", ".join(f"{name} {list(array.shape)}" for name, array in self._zarr.items())
@@ -82,8 +80,7 @@ class ForeignStore(Store):
         self.chunks = sum(array.nchunks for array in self._zarr.values())
         self.chunk_rows = next(iter(self._zarr.values())).chunks[0]
         self.sites = {
-            name: ForeignSite(name, self.rows, array.shape[1], _kept_as(array), self._scan)
-            for name, array in self._zarr.items()
+            name: ForeignSite(name, self.rows, array.shape[1], kept_as(array), self._scan) for name, array in self._zarr.items()
         }
         self._digests: dict[str, str] = {}
 
@@ -142,7 +139,7 @@ class ForeignStore(Store):
     def _read(self, site: Site, a: int, b: int) -> torch.Tensor:
         try:
             values = np.asarray(self._zarr[site.name][a:b])
-        except _DAMAGE as error:
+        except DAMAGE as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise StoreError(f"{self.path} cannot be read at rows {a} to {b} of {site.name}: {reason}.") from None
         storage = STORAGE[site.dtype]
@@ -217,39 +214,3 @@ class _Decoded:
         while len(self._kept) > 1 and len(self._kept) * found.nbytes > CACHE_BYTES:
             self._kept.popitem(last=False)
         return found
-
-
-def _arrays(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the arrays that can be sites, by name; the attributes of what is at `path`)."""
-    import zarr
-
-    try:
-        with warnings.catch_warnings():
-            # zarr warns of every file beside its own.
-            warnings.simplefilter("ignore")
-            found = zarr.open(path, mode="r")
-            if isinstance(found, zarr.Array):
-                members = {path.name.removesuffix(".zarr"): found}
-            else:
-                members = {name: member for name, member in found.members(max_depth=None) if isinstance(member, zarr.Array)}
-            told = dict(found.attrs)
-    except _DAMAGE:
-        raise StoreError(f"{path} is damaged: zarr cannot open it.") from None
-    chosen = {name: array for name, array in sorted(members.items()) if array.ndim == 2 and array.shape[1] and _kept_as(array)}
-    if not chosen:
-        shapes = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in sorted(members.items()))
-        if isinstance(found, zarr.Array):
-            raise StoreError(
-                f"{path} is not a store: it does not describe a Zarr v3 group or a floating-point array [N, d], but {shapes}."
-            )
-        raise StoreError(
-            f"{path} is a Zarr group, but not a splinterp store, and has no floating-point array [N, d]; it has {shapes or 'nothing'}."
-        )
-    return chosen, told
-
-
-def _kept_as(array: Any) -> str:
-    """The dtype as which the rows are given; empty for numbers that are no rows."""
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2 and array.attrs.get("torch_dtype") == "bfloat16":
-        return "bfloat16"
-    return {2: "float16", 4: "float32", 8: "float32"}.get(array.dtype.itemsize, "") if array.dtype.kind == "f" else ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import lzma
 import math
 import zipfile
 import zlib
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
+from tokenize import TokenError
 from typing import cast
 
 import numpy as np
@@ -15,10 +17,22 @@ import torch
 from numpy.lib import format as npy_format
 
 from ..errors import StoreError
-from .sources import Source, choose, matrix_source, native, require_float, steps, stream
+from .sources import BEST_RATIO, Source, choose, matrix_source, native, require_float, steps, stream
 
-# All that zipfile raises for damaged, encrypted or exotically compressed archives.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError)
+# Whatever numpy's parser comes to in a header: it is Python's own, for a dictionary.
+HEADER_DAMAGE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    EOFError,
+    SyntaxError,
+    TokenError,
+    RecursionError,
+    MemoryError,
+)
+# And all that zipfile raises for damaged, encrypted or exotically compressed archives.
+_DAMAGE = (*HEADER_DAMAGE, zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError)
 _HEADERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
 
 
@@ -26,7 +40,7 @@ def npy_source(path: Path, site: str | None) -> Source:
     """An array in a .npy file, memory-mapped."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError):
+    except (*HEADER_DAMAGE, OSError):
         raise StoreError(f"{path} is not a plain .npy array; pickled and damaged arrays are not read.") from None
     dtype = require_float(path, array.dtype)
 
@@ -50,7 +64,8 @@ def npz_source(path: Path, site: str | None) -> Source:
     name = choose(path, site, {name: shape for name, (shape, *_) in headers.items()}, "members")
     shape, fortran, kind, sound = headers[name]
     dtype = require_float(path, kind)
-    if not sound:
+    # A member's size is what the archive says it is.
+    if not sound or math.prod(shape) * kind.itemsize > BEST_RATIO * path.stat().st_size:
         raise StoreError(f"{path} is damaged: '{name}' is not as large as its header says.")
     if fortran and len(shape) > 1 and min(shape) > 1:
         raise StoreError(f"{path} holds '{name}' column by column; save it from np.ascontiguousarray first.")

@@ -14,11 +14,9 @@ import numpy as np
 import torch
 
 from ..errors import StoreError
-from .sources import Source, matrix_source, stream
+from .sources import BEST_RATIO, Source, matrix_source, stream
 
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-# Deflate cannot do better than 1032 to 1, which unmasks most lies without decompressing anything.
-_BEST_RATIO = 1032
 
 
 def idx_source(path: Path, site: str | None) -> Source:
@@ -71,7 +69,7 @@ def _has(path: Path, file: BufferedIOBase, promised: int) -> bool:
     size = path.stat().st_size
     if path.suffix != ".gz":
         return size - file.tell() == promised
-    if promised > _BEST_RATIO * size:
+    if promised > BEST_RATIO * size:
         return False
     left = promised
     while left >= 0 and (data := file.read(2**20)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,7 +56,18 @@ def torch_source(path: Path, site: str | None) -> Source:
             raise StoreError(f"{path} is in PyTorch's format from before 1.6; save it again with a newer PyTorch.") from None
         raise _damaged(path) from None
     # A malformed pickle can trip the restricted unpickler at any opcode.
-    except (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError):
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+        ArithmeticError,
+        MemoryError,
+        struct.error,
+    ):
         raise _damaged(path) from None
     if isinstance(held, dict):
         tensors = {str(k): v for k, v in held.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
@@ -68,6 +80,10 @@ def torch_source(path: Path, site: str | None) -> Source:
     if dtype not in FLOATS or tensor.layout is not torch.strided or tensor.device.type != "cpu":
         raise StoreError(
             f"{path} holds {dtype} numbers ({tensor.layout}); only dense tensors of {', '.join(FLOATS)} can be imported."
+        )
+    if tensor.numel() * tensor.element_size() > path.stat().st_size:
+        raise StoreError(
+            f"{path} holds fewer numbers than a tensor of shape {list(tensor.shape)} has; save it from .contiguous() first."
         )
     rows, shape = tensor.detach(), tuple(tensor.shape)
     return matrix_source(path, site, shape, dtype, lambda: (rows[a:b] for a, b in steps(shape, rows.element_size())))

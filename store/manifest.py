@@ -22,6 +22,7 @@ import google_crc32c
 import numpy as np
 
 from ..errors import StoreError
+from ..quantities import parse_json
 from .files import write_all, write_bytes
 from .places import AnyPath
 
@@ -112,11 +113,13 @@ def parse(data: bytes, where: AnyPath) -> tuple[dict[int, Line], int]:
     pieces = data.splitlines(keepends=True)
     for number, piece in enumerate(pieces, 1):
         try:
-            value: dict[str, Any] = json.loads(_unsealed(piece)) if piece.endswith(b"\n") else {}
+            value: dict[str, Any] = parse_json(_unsealed(piece)) if piece.endswith(b"\n") else {}
             if value.get("withdrawn"):
                 lines.pop(value["chunk"], None)
-            else:
+            elif type(value["chunk"]) is int:
                 lines[value["chunk"]] = Line(**value)
+            else:
+                raise TypeError("a chunk has a number")
         except (ValueError, TypeError, KeyError, AttributeError):
             if number == len(pieces):
                 break

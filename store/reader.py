@@ -20,6 +20,7 @@ from .files import read_json
 from .layout import METADATA, STORAGE, Array
 from .maps import ChunkMaps
 from .places import AnyPath, on_disk
+from .sound import NORMS, statistics_sound
 from .stats import site_statistics
 from .stream import Dealt, StreamPlan
 from .transfer import to_cuda
@@ -293,8 +294,10 @@ class Store:
 def _site(contents: Contents, lines: list[manifest.Line], name: str) -> Site:
     d, dtype = contents.attributes["sites"][name], contents.attributes["dtype"]
     if contents.complete:
-        known = read_json(contents.path / name / METADATA)["attributes"]
-        mean, norms = known["mean"], {key: known[key] for key in ("mean_norm", "rms_norm", "min_norm", "max_norm")}
+        known = read_json(contents.path / name / METADATA).get("attributes")
+        if not statistics_sound(known, d):
+            raise StoreError(f"{contents.path / name / METADATA} is damaged: it does not hold the site's mean and norms.")
+        mean, norms = known["mean"], {key: known[key] for key in NORMS}
         norms |= {key: known[key] for key in ("median_norm", "outliers") if key in known}
     else:
         mean, norms = site_statistics(lines, name)

@@ -14,7 +14,7 @@ import torch
 from splinterp import store as stores
 from splinterp.cli import main
 from splinterp.errors import StoreError
-from splinterp.infer import Dictionary, EncoderOptions, Target, infer, make_encoder, open_codes
+from splinterp.infer import Dictionary, EncoderOptions, Target, codes_layout, infer, make_encoder, open_codes
 from splinterp.infer import codes_store as codes_module
 from splinterp.infer.penalty import penalties_for
 from splinterp.sae import SAE, SAEConfig, l0, load_sae, save_sae, to_dense
@@ -172,7 +172,8 @@ def test_rows_of_another_width_are_refused(cli, work, tmp_path):
     [("sae", [], "all"), ("jump", [], "held_out"), ("sae", ["--encoder", "omp", "--residual", 0.4], "validation")],
 )
 def test_codes_are_read_by_plain_zarr_and_scipy(cli, work, tmp_path, monkeypatch, chunk, which, options, split):
-    monkeypatch.setattr(codes_module, "CHUNK", chunk)
+    for module in (codes_module, codes_layout):
+        monkeypatch.setattr(module, "CHUNK", chunk)
     path = tmp_path / "codes.zarr"
     code, out, err = cli("encode", work / which, "--store", work / "acts.zarr", "--out", path, "--split", split, *options)
     assert code == 0, err

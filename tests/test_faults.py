@@ -105,12 +105,14 @@ def test_no_flipped_bit_of_a_log_changes_the_store_that_goes_on(tmp_path):
     write(400)
     for _ in flips(tmp_path / "acts.zarr" / "log.jsonl", 50):
         data = (tmp_path / "acts.zarr" / "log.jsonl").read_bytes()
+        told = None
         try:
             write(400)
         except StoreError as error:
-            assert "is damaged in line" in str(error)
+            told = str(error)
         finally:
             (tmp_path / "acts.zarr" / "log.jsonl").write_bytes(data)
+        assert told is None or "is damaged in line" in told
     write(700)
     assert stores.verify(tmp_path / "acts.zarr", full=True) == []
 

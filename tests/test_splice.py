@@ -87,7 +87,8 @@ def test_cross_entropy_is_what_saelens_finds(bridge, ids, architecture, tmp_path
 def test_saelens_own_bridge_agrees_with_several_saes(gpt2_dir, ids, tmp_path):
     sae_lens = pytest.importorskip("sae_lens")
     from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
-    from splinterp.harvest.model import find_checkpoint, load_bridge, load_config, model_facts
+    from splinterp.harvest.facts import model_facts
+    from splinterp.harvest.model import find_checkpoint, load_bridge, load_config
     from splinterp.harvest.tokens import load_tokenizer
 
     checkpoint = find_checkpoint(str(gpt2_dir))

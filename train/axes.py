@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -13,6 +14,7 @@ from .config import TrainConfig
 from .effects import no_effect, refuse
 from .settings import TrainOptions
 
+MOST_MEMBERS = 1000  # of a sweep: all of them are in memory together
 Axes = Mapping[str, Sequence[Any]]  # the values of each option that is swept, by its name
 
 
@@ -81,6 +83,11 @@ def members(options: TrainOptions, axes: Axes, d_in: int, training_rows: int) ->
         SplinterpError: the settings of one cannot be, two have the same, or an option has no effect in any of them.
     """
     order = options.seed if options.order_seed is None else options.order_seed
+    count = math.prod(map(len, axes.values()))
+    if count > MOST_MEMBERS:
+        raise SplinterpError(
+            f"The sweep would be of {count:,} SAEs, and one is of {MOST_MEMBERS:,} at most; give fewer values."
+        )
     made: list[Member] = []
     idle: list[dict[str, str]] = []  # what has no effect in each
     for values in product(*axes.values()):

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import SplinterpError, StoreError
+from ..quantities import parse_json
 from ..store.files import file_crc, write_files
 from ..tensor_files import read_tensors
 from .state import State
@@ -82,11 +83,21 @@ def read_checkpoint(path: Path) -> tuple[Position, dict[str, Tensor]]:
             raise _damaged(path, "its checksum is wrong")
         state, metadata = read_tensors(path, mapped=True)
         del state[_CHECKSUM]
-        if json.loads(metadata["format"]) != FORMAT:
+        if parse_json(metadata["format"]) != FORMAT:
             raise SplinterpError(f"{path} was written by another version of splinterp; resume with that, or start again.")
-        return Position(**json.loads(metadata["position"])), state
+        return _position(parse_json(metadata["position"])), state
     except (SafetensorError, StoreError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, str(error)) from error
+
+
+def _position(told: Any) -> Position:
+    """Raises TypeError or ValueError where it cannot be one."""
+    position = Position(**told)
+    for name, value in asdict(position).items():
+        kinds = (int, float) if name in ("seconds", "window_error") else (int,)
+        if not (type(value) in kinds and 0 <= value < 2**63) and not (name == "dead" and value is None):
+            raise ValueError(f"{name} is {value!r}")
+    return position
 
 
 def _damaged(path: Path, why: str) -> SplinterpError:

@@ -74,10 +74,7 @@ def resumed(directory: Path, described: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SplinterpError: it is finished, or something differs.
     """
-    try:
-        told = read_json(directory / RUN)
-    except StoreError as error:
-        raise SplinterpError(f"{str(error).rstrip('.')}; start the run again with --force.") from None
+    told = _described(directory)
     if (directory / SUMMARY).exists():
         (directory / CHECKPOINT).unlink(missing_ok=True)  # killed between its last file and its end
         raise SplinterpError(f"The run in {directory} is finished: there is nothing to resume. --force trains it again.")
@@ -97,6 +94,21 @@ def resumed(directory: Path, described: Mapping[str, Any]) -> dict[str, Any]:
         "ranks": described["ranks"],
         "resumed": [*told.get("resumed", []), timestamp()],
     }
+
+
+def _described(directory: Path) -> dict[str, Any]:
+    """What run.json holds. Raises SplinterpError where it is damaged."""
+    try:
+        told = read_json(directory / RUN)
+    except StoreError as error:
+        raise SplinterpError(f"{str(error).rstrip('.')}; start the run again with --force.") from None
+    settings, lists = told.get("settings"), (told.get(name, []) for name in ("resumed", "diverged_before"))
+    whole = isinstance(settings, dict) and all(isinstance(one, list) for one in lists)
+    if not whole or (
+        "diverged" in told and not (type(told["diverged"]) is int and isinstance(settings.get("lr"), int | float))
+    ):
+        raise SplinterpError(f"{directory / RUN} is damaged: it does not describe a run; start the run again with --force.")
+    return told
 
 
 def check_same(directory: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SplinterpError, StoreError
+from ..names import is_plain
 from ..store.files import Lock, read_json, temporary
 from .axes import Member
 from .checkpoint import CHECKPOINT
@@ -94,6 +95,8 @@ def remove_sweep(out: Path) -> None:
     check_is_sweep(out)
     for name in _read(out)["members"]:
         directory = out / name
+        if directory.is_symlink():
+            raise SplinterpError(f"{directory} is a link, so that --force leaves it alone; remove it, or give another --out.")
         if not directory.is_dir():
             continue
         with locked(directory):
@@ -108,12 +111,18 @@ def remove_sweep(out: Path) -> None:
 def _read(out: Path) -> dict[str, Any]:
     try:
         told = read_json(out / SWEEP)
-        whole = all(Path(name).name == name and isinstance(one["settings"], dict) for name, one in told["members"].items())
+        whole = all(is_plain(name) and _is_described(one) for name, one in told["members"].items())
         if whole and {"state", "started"} <= told.keys():
             return told
     except (StoreError, KeyError, TypeError, AttributeError) as error:
         raise SplinterpError(f"{out / SWEEP} is damaged ({error!r}); give another --out.") from None
     raise SplinterpError(f"{out / SWEEP} is damaged; give another --out.")
+
+
+def _is_described(one: Any) -> bool:
+    """Whether a member's settings are there, and their memory is one."""
+    memory = one["settings"].get("memory") if isinstance(one["settings"], dict) else 0
+    return memory is None or (type(memory) is int and memory > 0)
 
 
 def _compared(told: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -91,15 +91,9 @@ COMMANDS = {
 
 def preload(names: Iterable[str]) -> None:
     """Import what the commands need, before the first fork, so that a child is at work within a hundredth of a second."""
-    import splinterp.api
-    import splinterp.report.build
-    import splinterp.report.tables
-    import torch._dynamo
     import zarr.codecs  # noqa: F401
 
     if "harvest" in names:
-        import splinterp.harvest
-        import transformer_lens.model_bridge
         import transformers  # noqa: F401
 
 
