@@ -21,7 +21,7 @@ from .bench.commands import bench
 from .errors import Interrupted, SaidElsewhere, SplinterpError
 from .export_commands import export
 from .geometry_commands import geometry, spectrum
-from .options import DeviceOption, ForceOption, JsonOption, SiteOption, StoreOption, quantity
+from .options import DeviceOption, ForceOption, JsonOption, SiteOption, StoreOption, quantity, whole
 from .papers.commands import reproduce
 from .quantities import format_bytes, parse_bytes, parse_quantity
 from .ranks import speaks_for_all
@@ -119,7 +119,10 @@ def harvest(
         str, typer.Option(help="tiny (embedded), a Hugging Face directory, or a name such as gpt2, gemma-2-2b.")
     ] = "tiny",
     layer: Annotated[
-        list[int] | None, typer.Option(help="Block to harvest at, from 0; may be repeated. \\[default: 2 for tiny]")
+        list[int] | None,
+        typer.Option(
+            parser=whole, metavar="INTEGER", help="Block to harvest at, from 0; may be repeated. \\[default: 2 for tiny]"
+        ),
     ] = None,
     hook: Annotated[
         list[str] | None,

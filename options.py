@@ -18,6 +18,14 @@ def quantity(text: str | int) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
+def whole(text: str | int) -> int:
+    """Options such as --layer, which count from zero."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not a whole number; write for example 2.") from None
+
+
 StoreOption = Annotated[
     str, typer.Option("--store", metavar="PATH", help="A store that `splinterp harvest` or `import` wrote.")
 ]

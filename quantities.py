@@ -114,6 +114,6 @@ def json_safe(value: Any) -> Any:
     """The same with null for NaN and infinity, which JSON has not, in dictionaries and lists too."""
     if isinstance(value, dict):
         return {key: json_safe(one) for key, one in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [json_safe(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -91,8 +91,16 @@ def evaluate(
         if dataset:  # a text of its own has no such column
             as_harvested.pop("tokens_column", None)
         revision = attributes.get("revision") if model == attributes.get("model") else None
-        bridge, batches = evaluation_batches(model, text, tokens, **as_harvested, revision=revision, device=device)
-        figures |= cross_entropies(bridge, opened.site.name, opened.sae, opened.site.mean, batches, by.encode)._asdict()
+        try:
+            bridge, batches = evaluation_batches(model, text, tokens, **as_harvested, revision=revision, device=device)
+            figures |= cross_entropies(bridge, opened.site.name, opened.sae, opened.site.mean, batches, by.encode)._asdict()
+        except SplinterpError as error:
+            own = attributes.get("model")
+            if own in (None, model):
+                raise
+            raise type(error)(
+                f"{error} The rows of {opened.store.path} are of the model {own}: did you mean --model {own}?"
+            ) from error
     return figures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -12,6 +13,7 @@ from ..sae import SAE, Codes, fired_counts, l0
 
 Encode = Callable[[Tensor], Codes]  # rows [N, d_in] -> their codes, for the SAE's decoder
 
+_ROUNDING = 1e-12  # a variance below this share of the sum of squares that it is a difference of is none
 _ROWS_AT_ONCE = 512  # in float64: of all rows of a batch it would be the largest thing in a training run
 
 
@@ -52,13 +54,16 @@ class Metrics:
     def figures(self) -> dict[str, float | int]:
         """fvu = Σ‖x − x̂‖²/Σ‖x − x̄‖², explained_variance = 1 − fvu, mse (per element), l0, dead_fraction, n_rows.
 
-        dead_fraction is the share of latents that fired on none of these rows.
+        dead_fraction is the share of latents that fired on none of these rows. Of rows that are all alike fvu is 0 where the reconstruction is
+        perfect, else infinite: there is nothing to explain. Of an SAE or rows that are not finite fvu is NaN.
         """
         if not self.rows:
             raise SplinterpError("There are no rows to evaluate on.")
         variance = self.squared - float(self.sum @ self.sum) / self.rows
-        # All rows alike: nothing to explain, so that a perfect reconstruction leaves 0 and any error is infinitely too much.
-        fvu = self.squared_error / variance if variance > 0 else (0.0 if self.squared_error == 0 else float("inf"))
+        if variance > _ROUNDING * self.squared or math.isnan(self.squared_error):
+            fvu = self.squared_error / variance
+        else:
+            fvu = 0.0 if self.squared_error == 0 else math.inf
         return {
             "fvu": fvu,
             "explained_variance": 1 - fvu,

@@ -22,7 +22,7 @@ from ..sae import SAE
 from ..store import Store
 from ..store.batches import Split
 from .description import BITS, sae_coefficients, sae_index_bits, sae_parameters
-from .kmeans import Cells, kmeans_centres
+from .kmeans import Cells, kmeans_centres, size_of
 from .local_pca import LocalPCA, RegionMoments, left_over, rank_rule
 from .own_regions import bound_on_own_regions
 
@@ -87,7 +87,7 @@ def spectrum(
     tell = progress or (lambda *_: None)
     RegionMoments.check(o.regions, info.d, o.memory)
     centres = kmeans_centres(store, site, o.regions, o.epochs, o.seed, lambda n: tell("k-means", n, o.epochs * train))
-    cells = Cells(centres, info.mean)
+    cells = Cells(centres, info.mean, size_of(info))
     moments, done = RegionMoments(centres, o.memory), 0
     for x in _rows(store, site, "train"):
         moments.add(x, cells.of(x))

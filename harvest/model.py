@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from .. import models
 from ..errors import ModelError, StoreError
 from ..names import is_plain
+from ..nearest import did_you_mean, did_you_mean_path
 from ..store.files import read_json
 from .config import EMBEDDED
 from .facts import ModelFacts
@@ -64,9 +65,10 @@ def find_checkpoint(name: str, *, revision: str | None = None, trust_remote_code
         called = EMBEDDED if name == EMBEDDED else str(path.resolve())
         return Checkpoint(called, str(path), None, {**options, "local_files_only": True})
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"There is no model directory {path}; check the path.")
+        raise ModelError(f"There is no model directory {path}; check the path.{_meant(name)}")
     repository = _official_name(name)
-    commit = hub_commit(repository, "model", revision, ModelError)
+    with _meaning(name):
+        commit = hub_commit(repository, "model", revision, ModelError)
     pinned = commit or revision
     return Checkpoint(
         repository, repository, pinned, {**options, "revision": pinned or "main", "local_files_only": commit is None}
@@ -83,7 +85,7 @@ def load_config(checkpoint: Checkpoint) -> Any:
     from transformers import AutoConfig
 
     try:
-        with hub_sentences(checkpoint.path, "model", checkpoint.revision, ModelError):
+        with _meaning(checkpoint.name), hub_sentences(checkpoint.path, "model", checkpoint.revision, ModelError):
             config = AutoConfig.from_pretrained(checkpoint.path, **checkpoint.options)
     # transformers takes the file for what it should be.
     except (
@@ -250,6 +252,26 @@ def _official_name(name: str) -> str:
     from transformer_lens.supported_models import MODEL_ALIASES
 
     return next((official for official, aliases in MODEL_ALIASES.items() if name in aliases), name)
+
+
+@contextmanager
+def _meaning(name: str) -> Iterator[None]:
+    """Say in a ModelError which model may have been meant by `name`, if it is near one that there is."""
+    try:
+        yield
+    except ModelError as error:
+        if not (meant := _meant(name)):
+            raise
+        raise ModelError(f"{error}{meant}") from error
+
+
+def _meant(name: str) -> str:
+    from transformer_lens.supported_models import MODEL_ALIASES
+
+    known = {EMBEDDED, *MODEL_ALIASES, *(alias for aliases in MODEL_ALIASES.values() for alias in aliases)}
+    if name in known:
+        return ""
+    return did_you_mean_path(Path(name), lambda other: (other / "config.json").is_file()) or did_you_mean(name, known)
 
 
 @contextmanager

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..devices import choose_device
 from ..errors import StoreError
+from ..quantities import format_bytes
 from ..ranks import Ranks
 from ..store.check import reachable
+from ..store.places import AnyPath, on_disk
 from ..store.plan import make_plan
 from .config import HarvestConfig
 from .facts import ModelFacts, model_facts
@@ -64,7 +68,7 @@ def plan(config: HarvestConfig, ranks: Ranks | None = None) -> Plan:
         # Of several ranks another may have begun the store already.
         taken = not (config.resume or config.force or ranks.several) and (out.is_file() or (out / "zarr.json").exists())
     if taken:
-        raise StoreError(f"{out} exists already; give another name or --force.")
+        raise StoreError(f"{out} exists already; give another name or --force, or --resume if its harvest was interrupted.")
     if ranks.several and config.force:
         raise StoreError(
             f"A rank cannot know whether another has begun already, so --force is not for several; remove {out} first."
@@ -103,3 +107,29 @@ def plan(config: HarvestConfig, ranks: Ranks | None = None) -> Plan:
         model_config=model_config,
         ranks=ranks,
     )
+
+
+def check_room(todo: Plan) -> None:
+    """See that the disk has room for the store, as far as can be known: before hours of forward passes, and not after.
+
+    Raises:
+        StoreError: it has not.
+    """
+    config, free = todo.config, free_bytes(todo.config.out)
+    if free is None or todo.ranks.several:  # others have written some of it
+        return
+    # What a harvest that is resumed has written already, or one that is replaced gives back.
+    free += sum(path.stat().st_size for path in on_disk(config.out).rglob("*") if path.is_file())
+    if free < todo.bytes:
+        raise StoreError(
+            f"{config.out} would take up to {format_bytes(todo.bytes)}, and its disk has {format_bytes(free)} free; give fewer --tokens, or an --out on "
+            "another disk."
+        )
+
+
+def free_bytes(out: AnyPath) -> int | None:
+    """Bytes free where a store will lie; None where that cannot be known (a URL)."""
+    if not isinstance(out, Path):
+        return None
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..devices import suitable_threads
 from ..errors import TextError
 from .compiled import compile_sentences
 from .first import check_first_rows
-from .plan import Plan
+from .plan import Plan, free_bytes
 from .run import load_reader, token_batches
 from .tokens import load_tokenizer, skipped_tokens, special_tokens
 
@@ -62,12 +60,4 @@ def probe(todo: Plan) -> Probe:
         )
     counted = rates[1:] or rates
     rate = sum(tokens for tokens, _ in counted) / sum(seconds for _, seconds in counted)
-    return Probe(rate, todo.rows / rate / todo.ranks.world, _free(todo))
-
-
-def _free(todo: Plan) -> int | None:
-    out = todo.config.out
-    if not isinstance(out, Path):
-        return None
-    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    return shutil.disk_usage(there).free
+    return Probe(rate, todo.rows / rate / todo.ranks.world, free_bytes(todo.config.out))

@@ -24,7 +24,7 @@ from .forward import SiteReader
 from .model import load_bridge
 from .outliers import norm_bounds
 from .pack import TokenBatch
-from .plan import COLUMNS, Plan, plan
+from .plan import COLUMNS, Plan, check_room, plan
 from .prefetch import prefetched
 from .ranks import Share
 from .tokens import encode_documents, encoder, load_tokenizer, skipped_tokens, special_tokens
@@ -57,6 +57,7 @@ def harvest(
         Interrupted: on Ctrl-C; the store can be resumed.
     """
     todo = planned or plan(config)
+    check_room(todo)
     tokenizer = load_tokenizer(todo.checkpoint.name, todo.checkpoint.path, **todo.checkpoint.options)
     bos, separator = special_tokens(todo.checkpoint.name, tokenizer, config.separator)
     skip = skipped_tokens(todo.checkpoint.name, tokenizer, config.skip_tokens, config.skip_special, todo.facts.vocabulary)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import TextError
+from ..nearest import did_you_mean_path
 from .column import Column, Document
 from .formats import file_documents, kind_of
 from .hub import hub_commit, hub_sentences
@@ -52,7 +53,8 @@ def open_text(dataset: str, *, split: str = "train", text_column: str = "text", 
             _check_tokenised(files)
         return TextSource(str(path.resolve()), fingerprint_files(files), lambda: file_documents(files, column))
     if kind_of(path) or not _HUB_NAME.fullmatch(dataset):
-        raise TextError(f"There is no file or directory {dataset}; check the path.")
+        meant = did_you_mean_path(path, lambda other: other.is_dir() or kind_of(other) is not None)
+        raise TextError(f"There is no file or directory {dataset}; check the path.{meant}")
     return _hub_source(dataset, split, column)
 
 

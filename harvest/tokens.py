@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ from .hub import hub_sentences
 DOCUMENTS_A_BATCH = 512
 CHARACTERS_A_BATCH = 2**19
 LONGEST_PIECE = 2**20
+
+# Tokenizers that have encoded something, by their contents, for good: the library (0.23) never gives back the words that one remembers, some MiB
+# a tokenizer and thread, so that a process that harvests again and again would grow with every copy.
+_USED: dict[bytes, Any] = {}
 
 Encode = Callable[[list[str]], list[np.ndarray]]
 
@@ -88,9 +93,10 @@ def encoder(tokenizer: Any) -> Encode:
     if not tokenizer.is_fast:
         return lambda texts: [np.array(ids, np.int64) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     # A copy, because a saved tokenizer may say to truncate, and the one that is saved with the store should go on to.
-    backend = copy.deepcopy(tokenizer.backend_tokenizer)
-    backend.no_truncation()
-    backend.no_padding()
+    own = copy.deepcopy(tokenizer.backend_tokenizer)
+    own.no_truncation()
+    own.no_padding()
+    backend = _USED.setdefault(hashlib.sha256(own.to_str().encode()).digest(), own)
     return lambda texts: [np.array(e.ids, np.int64) for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
 from ..sae import SAE
 
@@ -39,7 +39,7 @@ def directions(sae: SAE, n: int = NEIGHBOURS, progress: Callable[[int], None] | 
     Norms are those of what codes are multiplied by, where the SAE divides its decoder by their norms (`SAE.plain`).
     """
     sae = sae.plain()
-    unit, d = F.normalize(sae.W_dec, dim=1), sae.config.d_sae
+    (unit, norms), d = _unit(sae.W_dec), sae.config.d_sae
     n, step = min(n, d - 1), max(1, MOST_ELEMENTS // d)
     nearest, cosines = np.zeros((d, n), np.int64), np.zeros((d, n), np.float32)
     for a in range(0, d, step):
@@ -49,5 +49,13 @@ def directions(sae: SAE, n: int = NEIGHBOURS, progress: Callable[[int], None] | 
         nearest[a : a + step], cosines[a : a + step] = indices.cpu().numpy(), values.clamp(-1, 1).cpu().numpy()
         if progress:
             progress(min(a + step, d))
-    encoder = (F.normalize(sae.W_enc, dim=0) * unit.T).sum(0).clamp(-1, 1)
-    return Directions(sae.W_dec.norm(dim=1).cpu().numpy(), nearest, cosines, encoder.cpu().numpy())
+    encoder = (_unit(sae.W_enc.T)[0] * unit).sum(1).clamp(-1, 1)
+    return Directions(norms.cpu().numpy(), nearest, cosines, encoder.cpu().numpy())
+
+
+def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [N, d] at unit norm, those of zeros as they are, and their norms [N]; of numbers of any size, whose squares may be none in float32."""
+    largest = rows.abs().amax(1)
+    scaled = rows / torch.where(largest > 0, largest, 1)[:, None]
+    norms = scaled.norm(dim=1)
+    return scaled / torch.where(norms > 0, norms, 1)[:, None], norms * largest

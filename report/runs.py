@@ -92,7 +92,7 @@ def _members(path: Path) -> list[Path]:
             raise SplinterpError(f"{path / SWEEP} is damaged; give the directories of its runs one by one.")
         return [path / name for name in names if (path / name).is_dir()]
     if not any((path / name).is_file() for name in (RUN, SUMMARY, CONFIG)):
-        raise SplinterpError(f"{path} is neither a run nor an SAE: it has none of {RUN}, {SUMMARY} and {CONFIG}.")
+        raise SplinterpError(f"{path} is neither a run nor an SAE: it has none of {RUN}, {SUMMARY} and {CONFIG}; leave it out.")
     return [path]
 
 

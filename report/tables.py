@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,7 +179,8 @@ def print_whole(console: Console, table: Table) -> None:
 def print_refit(console: Console, out: Path, s: dict[str, Any]) -> None:
     """What a refit came to."""
     before, solved = s["before_refit"]["fvu"], s["solved"]["fvu"]
-    came = f"FVU on {s['n_rows']:,} held-out rows: {before:.4f} -> {solved:.4f} ({solved / before - 1:+.1%})"
+    ratio = f"{solved / before - 1:+.1%}" if 0 < before < math.inf else "–"
+    came = f"FVU on {s['n_rows']:,} held-out rows: {before:.4f} -> {solved:.4f} ({ratio})"
     kept = "; the decoder stays as it was" if s["kept"] else ""
     ridge = "without end" if s["last_solve"]["ridge"] is None else f"{s['last_solve']['ridge']:g}"
     console.print(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import SAEError
+from ..nearest import did_you_mean_path
 from ..quantities import parse_json
 from .model import SAE, WITH_K, SAEConfig, of_gated
 from .seal import check_settings, sealed, unsealed
@@ -71,7 +72,8 @@ def load_sae(directory: str | Path, device: str | torch.device = "cpu") -> SAE:
     if directory.is_file():
         raise SAEError(f"{directory} is a file; give the directory that holds {CONFIG} and {WEIGHTS}.")
     if not directory.exists():
-        raise SAEError(f"There is no SAE at {directory}; give a run directory, or any directory in SAELens's format.")
+        meant = did_you_mean_path(directory, lambda other: (other / CONFIG).is_file())
+        raise SAEError(f"There is no SAE at {directory}; give a run directory, or any directory in SAELens's format.{meant}")
     if (directory / "sweep.json").is_file():
         raise SAEError(f"{directory} holds the runs of a sweep, and is no SAE itself; name one of its folders.")
     if not config_path.is_file() or not weights_path.is_file():

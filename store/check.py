@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import google_crc32c
 
 from ..errors import StoreError
+from ..nearest import did_you_mean_path
 from . import manifest
 from .files import file_crc, json_crc, read_json
 from .layout import COMPRESSION, KEY, LOG, MANIFEST, METADATA, STORAGE, STORE_VERSION, Array, arrays_of, check_name
@@ -55,11 +57,13 @@ def load(path: AnyPath) -> Contents:
         StoreError: no such path, not a Zarr group, not a splinterp store, a newer format, or a damaged zarr.json.
     """
     if not path.exists():
-        raise StoreError(f"There is no store at {path}; check the path.")
+        raise StoreError(no_store_sentence(path))
     try:
         root = read_json(path / METADATA)
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(f"{path} is not a store: it holds no {METADATA}.") from None
+        raise StoreError(
+            f"{path} is not a store: it holds no {METADATA}; name one that `splinterp harvest` or `splinterp import` wrote."
+        ) from None
     except OSError as error:
         raise StoreError(f"{path / METADATA} cannot be read: {error.strerror}.") from None
     if root.get("zarr_format") != 3 or root.get("node_type") != "group":
@@ -209,7 +213,7 @@ def verify(path: Location, *, full: bool, progress: Callable[[int, int], None] |
     root = place(path)
     with reachable(root):
         if not root.exists():
-            raise StoreError(f"There is no store at {root}; check the path.")
+            raise StoreError(no_store_sentence(root))
         try:
             contents = load(root)
             lines = committed_lines(contents)
@@ -246,6 +250,14 @@ def reachable(path: AnyPath) -> Iterator[None]:
         if not isinstance(path, RemotePath):
             raise
         raise StoreError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from None
+
+
+def no_store_sentence(path: AnyPath) -> str:
+    """Says that there is no store, and which one of its neighbours may have been meant."""
+    meant = did_you_mean_path(path, lambda other: (other / METADATA).is_file()) if isinstance(path, Path) else ""
+    return (
+        f"There is no store at {path}; check the path{', or make one with `splinterp harvest`.' if not meant else '.'}{meant}"
+    )
 
 
 def unfinished_sentence(contents: Contents) -> str:

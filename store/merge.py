@@ -87,7 +87,7 @@ def _check_alike(first: Store, store: Store) -> None:
     ):
         if one != other:
             raise StoreError(
-                f"{store.path} has the {what} {', '.join(other) or '(none)'}, but {first.path} {', '.join(one) or '(none)'}."
+                f"{store.path} has the {what} {', '.join(other) or '(none)'}, but {first.path} {', '.join(one) or '(none)'}; leave it out."
             )
     for name, site in store.sites.items():
         one = first.sites[name]

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -284,6 +285,57 @@ def test_a_dry_run_says_what_it_will_take_and_writes_nothing(cli, gpt2_dir, json
     assert "free on the disk" in said
     assert not out.exists()
     assert "not a size in bytes" in sentence(cli(*command, "--memory", "much"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("sites", [["--layer", 1], ["--layer", 0, "--layer", 3, "--hook", "mlp_post", "--hook", "resid_pre"]])
+def test_the_plan_told_beforehand_is_what_the_store_takes(cli, gpt2_dir, jsonl, tmp_path, dtype, sites):
+    """Rows, bytes and time; a harvest prints its plan before it begins, and the dry run's is the same."""
+    out = tmp_path / "acts.zarr"
+    command = [
+        "harvest",
+        "--model",
+        gpt2_dir,
+        *sites,
+        "--dataset",
+        jsonl,
+        "--tokens",
+        2999,
+        "--context",
+        16,
+        "--dtype",
+        dtype,
+        "--out",
+        out,
+    ]
+    code, dry, _ = cli(*command, "--dry-run")
+    assert code == 0
+    assert re.search(r"rows/s in the forward pass: about .*\d+(\.\d+)? (s|min)", dry)
+    code, said, _ = cli(*command)
+    assert code == 0
+    told = re.search(r"2,999 rows a site in \w+, at most (\S+ \S+) in chunks of [\d,]+ rows", dry)
+    assert told
+    assert told[0] in said.split(": 2,999 rows,")[0]  # before what is said of the finished store
+    found = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    beside = sum(path.stat().st_size for path in (out / "tokenizer").iterdir()) + 2**16  # metadata and manifest
+    predicted = parse_bytes(told[1])
+    assert predicted * 0.98 - 1024 <= found <= predicted * 1.02 + beside
+
+
+def test_a_disk_without_room_is_told_before_the_model_is_loaded(cli, gpt2_dir, jsonl, tmp_path, monkeypatch):
+    plan, run = (
+        import_module(f"splinterp.harvest.{name}") for name in ("plan", "run")
+    )  # the package's own names are functions
+    monkeypatch.setattr(plan, "free_bytes", lambda out: 10_000)
+    monkeypatch.setattr(run, "load_tokenizer", lambda *_, **__: pytest.fail("begun"))
+    command = [*small_harvest(gpt2_dir, jsonl), "--out", tmp_path / "acts.zarr"]
+    told = sentence(cli(*command))
+    assert "free; give fewer --tokens" in told
+    assert not (tmp_path / "acts.zarr").exists()
+    monkeypatch.undo()
+    assert cli(*command)[0] == 0
+    monkeypatch.setattr(plan, "free_bytes", lambda out: 10_000)
+    assert cli(*command, "--force")[0] == 0  # what is replaced is room
 
 
 def test_an_interrupted_harvest_is_told_and_resumes(cli, gpt2_dir, jsonl, tmp_path, monkeypatch):

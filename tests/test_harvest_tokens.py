@@ -177,3 +177,20 @@ def test_special_tokens_that_are_missing():
     only_eos = Nameless()
     only_eos.eos_token_id = 7  # type: ignore[assignment]
     assert special_tokens("m", only_eos, "bos") == (7, 7)
+
+
+def test_a_tokenizer_that_is_loaded_again_and_again_encodes_by_one_backend(gpt2_dir, texts):
+    """The library keeps what each has encoded: a new one each time would be a leak of megabytes a harvest."""
+    from splinterp.harvest import tokens
+
+    found = []
+    for _ in range(3):
+        tokenizer = tokens.load_tokenizer("gpt2", str(gpt2_dir), local_files_only=True)
+        found.append([ids.tolist() for ids in tokens.encoder(tokenizer)(texts)])
+        known = len(tokens._USED)
+        assert tokenizer.backend_tokenizer not in tokens._USED.values()  # its own truncation stays as it is
+    assert found[0] == found[1] == found[2]
+    assert len(tokens._USED) == known
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    assert [ids.tolist() for ids in tokens.encoder(tokenizer)(texts)] == found[0]
+    assert len(tokens._USED) == known

@@ -17,6 +17,7 @@ import torch
 from .. import __version__
 from ..errors import SplinterpError, StoreError
 from ..infer.mlp import mlps_of
+from ..quantities import json_safe
 from ..sae.files import CONFIG, WEIGHTS
 from ..store import Store
 from ..store.files import is_temporary, read_json, temporary, write_bytes
@@ -159,8 +160,8 @@ def remove_run(directory: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write an object as indented JSON, durably replacing the file as a whole."""
-    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+    """Write an object as indented JSON, with null for what is no finite number, durably replacing the file as a whole."""
+    write_bytes(path, (json.dumps(json_safe(content), indent=2, allow_nan=False) + "\n").encode())
 
 
 def _compared(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from ..errors import SplinterpError
+from ..quantities import json_safe
 from .directory import TENSORBOARD, WANDB
 
 LoggerName = Literal["none", "tensorboard", "wandb"]
@@ -45,7 +46,7 @@ class MetricsFile:
 
     def log(self, line: Mapping[str, float]) -> None:
         try:
-            self._file.write((json.dumps(line) + "\n").encode())
+            self._file.write((json.dumps(json_safe(dict(line)), allow_nan=False) + "\n").encode())
             self._file.flush()
         except OSError as error:
             error.filename = error.filename or self._file.name  # a full disk does not say whose

@@ -13,6 +13,11 @@ from ..store import Store
 from ..store.batches import Split
 from .group import ALONE, Group
 
+_OF_ROUNDING = (
+    1e-3  # share of the rows' mean square below which their variance is measured instead of being told by the difference
+)
+_MEASURED_ROWS = 65_536  # at most
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -31,11 +36,21 @@ class Rows:
 
     @classmethod
     def of(cls, store: Store, site: str, device: torch.device, group: Group = ALONE) -> Rows:
-        """The rows of `site`, normalised by the statistics that the store keeps of it."""
+        """The rows of `site`, normalised by the statistics that the store keeps of it.
+
+        Raises:
+            SplinterpError: the rows are all alike.
+        """
         info = store.site(site)
-        mean_square = (info.rms_norm**2 - float(info.mean @ info.mean)) / info.d
-        scale = mean_square**0.5 if mean_square > 0 else 1.0  # constant rows: nothing to scale
-        return cls(store, site, info.mean.to(device, torch.float32), scale, device, group)
+        square, of_mean = info.rms_norm**2, float(info.mean @ info.mean)
+        variance = square - of_mean
+        if variance <= _OF_ROUNDING * square:  # the store's norms are of float32: this may be nothing but rounding
+            variance = _measured_variance(store, site)
+        if not variance > 0:
+            raise SplinterpError(
+                f"All rows of {site} in {store.path} are alike: there is nothing to train on; name another --site."
+            )
+        return cls(store, site, info.mean.to(device, torch.float32), (variance / info.d) ** 0.5, device, group)
 
     def normalise(self, x: Tensor) -> Tensor:
         """Rows [N, d_in] of the store -> normalised float32 rows on the device, in memory of their own."""
@@ -65,6 +80,19 @@ class Rows:
         """As `once`, but of the batches every rank has others."""
         for x in self.store.dealt(self.site, batch_size, self.group.rank, self.group.world, split=split, device=self.device):
             yield self.normalise(x)
+
+
+def _measured_variance(store: Store, site: str) -> float:
+    """The mean of ‖x − x̄‖² over the first training rows, in float64."""
+    n, total, squared, first = 0, torch.zeros(()), 0.0, None
+    for x in store.batches(site, 4096, split="train", shuffle=False):
+        rows = x.double()
+        first = rows[0].clone() if first is None else first  # sums about one of the rows lose no digits
+        rows -= first
+        n, total, squared = n + len(rows), total + rows.sum(0), squared + float(rows.square().sum())
+        if n >= _MEASURED_ROWS:
+            break
+    return squared / max(n, 1) - float(total.square().sum()) / max(n, 1) ** 2
 
 
 def raw_rows(store: Store, site: str, device: torch.device, split: Split) -> Iterator[Tensor]:
