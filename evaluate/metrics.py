@@ -60,7 +60,9 @@ class Metrics:
         if not self.rows:
             raise SplinterpError("There are no rows to evaluate on.")
         variance = self.squared - float(self.sum @ self.sum) / self.rows
-        if variance > _ROUNDING * self.squared or math.isnan(self.squared_error):
+        if math.isnan(self.squared_error):
+            fvu = math.nan
+        elif variance > _ROUNDING * self.squared:
             fvu = self.squared_error / variance
         else:
             fvu = 0.0 if self.squared_error == 0 else math.inf
