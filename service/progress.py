@@ -94,7 +94,7 @@ def _harvest(out: Path) -> Progress:
     """Of a store that is being written: chunks committed, of those planned."""
     told = store_attributes(out)
     rows, planned = told.get("chunk_rows"), told.get("planned_rows")
-    if not is_count(rows) or not is_count(planned):
+    if not (is_count(rows) and is_count(planned)):
         return Progress()
     if told.get("status") == "complete":
         return Progress(planned, planned)
