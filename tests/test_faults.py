@@ -20,7 +20,7 @@ from splinterp.infer.codes_store import open_codes, write_codes
 from splinterp.sae import SAE, SAEConfig, SparseCodes, load_sae, save_sae
 from splinterp.store import commit
 from splinterp.tensor_files import read_tensors
-from splinterp.train import TrainConfig, refit, train
+from splinterp.train import TrainConfig, loggers, refit, train
 
 SITE, D, D_SAE, ROWS = "hook", 6, 12, 2000
 CONFIG = TrainConfig(method="pam", activation="topk", d_sae=D_SAE, rows=1500, batch_size=250, lr=1e-3, k=3)
@@ -108,7 +108,7 @@ def test_no_flipped_bit_of_a_log_changes_the_store_that_goes_on(tmp_path):
         try:
             write(400)
         except StoreError as error:
-            assert "is damaged in line" in str(error)
+            assert "is damaged in line" in str(error)  # noqa: PT017
         finally:
             (tmp_path / "acts.zarr" / "log.jsonl").write_bytes(data)
     write(700)
@@ -178,6 +178,18 @@ def test_an_import_on_a_full_disk_is_not_told_to_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(commit, "write_files", full)
     with pytest.raises(StoreError, match=r"No space left on device. Mend that and run the import again with --force\."):
         stores.import_files([tmp_path / "x.npy"], tmp_path / "acts.zarr")
+
+
+def test_a_full_disk_says_which_file_it_did_not_take(tmp_path, monkeypatch):
+    store = make_store(tmp_path / "acts.zarr")
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loggers, "write_all", full)
+    with pytest.raises(OSError, match="No space left on device") as refused:
+        train(store, None, CONFIG, tmp_path / "run")
+    assert str(refused.value.filename).endswith("metrics.jsonl")
 
 
 def test_rows_that_are_all_no_numbers_are_not_said_to_be_missing(tmp_path):

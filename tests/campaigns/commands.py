@@ -94,12 +94,12 @@ def preload(names: Iterable[str]) -> None:
     import splinterp.api
     import splinterp.report.build
     import splinterp.report.tables
-    import torch._dynamo
+    import torch._dynamo  # noqa: F401
     import zarr.codecs  # noqa: F401
 
     if "harvest" in names:
-        import splinterp.harvest
-        import transformer_lens.model_bridge
+        import splinterp.harvest  # noqa: F401
+        import transformer_lens.model_bridge  # noqa: F401
         import transformers  # noqa: F401
 
 
