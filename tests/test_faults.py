@@ -207,6 +207,19 @@ def test_a_full_disk_says_which_file_it_did_not_take(tmp_path, monkeypatch):
     assert str(refused.value.filename).endswith("metrics.jsonl")
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("can't start new thread"), torch.OutOfMemoryError("CUDA out of memory. Tried to")]
+)
+def test_no_memory_left_is_a_sentence(cli, monkeypatch, tmp_path, error):
+    def verify(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(stores, "verify", verify)
+    code, _, said = cli("verify", tmp_path)
+    assert code == 1
+    assert "The system has no memory left for this: end other programs, or ask for less" in said
+
+
 def test_rows_that_are_all_no_numbers_are_not_said_to_be_missing(tmp_path):
     np.save(tmp_path / "x.npy", np.full((100, 3), np.nan, np.float32))
     with pytest.raises(StoreError, match="All 100 rows that came are left out, as not finite"):
