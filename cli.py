@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # typer itself has no name for it
+# How allocators of the CPU and of a GPU, and whoever starts threads, say so: torch, which has classes for it, is not imported here.
+_NO_MEMORY = ("can't start new thread", "can't allocate memory", "not enough memory", "out of memory")
 _SAID_WITHIN = 5.0  # seconds that the first rank has for saying how a command is used
 
 app = typer.Typer(
@@ -93,6 +95,12 @@ def main(arguments: list[str] | None = None) -> None:
             markup=False,
             soft_wrap=True,
         )
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if debug or not (isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)):
+            raise
+        told = "The system has no memory left for this: end other programs, or ask for less (--memory, --batch-size); then give the command again."
+        err_console.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from splinterp.infer.codes_store import open_codes, write_codes
 from splinterp.sae import SAE, SAEConfig, SparseCodes, load_sae, save_sae
 from splinterp.store import commit
 from splinterp.tensor_files import read_tensors
-from splinterp.train import TrainConfig, refit, train
+from splinterp.train import TrainConfig, loggers, refit, train, train_sweep
+from splinterp.train.axes import Member
 
 SITE, D, D_SAE, ROWS = "hook", 6, 12, 2000
 CONFIG = TrainConfig(method="pam", activation="topk", d_sae=D_SAE, rows=1500, batch_size=250, lr=1e-3, k=3)
@@ -172,6 +174,19 @@ def test_force_takes_a_directory_that_was_made_and_no_more(sae, tmp_path):
         train(store, None, CONFIG, tmp_path / "run", force=True)
 
 
+def test_a_member_that_was_killed_at_its_very_end_leaves_nothing(tmp_path):
+    store = make_store(tmp_path / "acts.zarr")
+    swept = [Member("k=2", {"k": "2"}, replace(CONFIG, k=2)), Member("k=3", {"k": "3"}, CONFIG)]
+    train_sweep(store, None, swept, tmp_path / "sweep")
+    names = sorted(path.name for path in (tmp_path / "sweep" / "k=2").iterdir())
+    told = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(told | {"state": "training"}))
+    for name in (".lock", "checkpoint.safetensors", ".checkpoint.safetensors.tmp"):
+        (tmp_path / "sweep" / "k=2" / name).touch()
+    train_sweep(store, None, swept, tmp_path / "sweep", resume=True)
+    assert sorted(path.name for path in (tmp_path / "sweep" / "k=2").iterdir()) == names
+
+
 def test_an_import_on_a_full_disk_is_not_told_to_resume(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -180,6 +195,31 @@ def test_an_import_on_a_full_disk_is_not_told_to_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(commit, "write_files", full)
     with pytest.raises(StoreError, match=r"No space left on device. Mend that and run the import again with --force\."):
         stores.import_files([tmp_path / "x.npy"], tmp_path / "acts.zarr")
+
+
+def test_a_full_disk_says_which_file_it_did_not_take(tmp_path, monkeypatch):
+    store = make_store(tmp_path / "acts.zarr")
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loggers, "write_all", full)
+    with pytest.raises(OSError, match="No space left on device") as refused:
+        train(store, None, CONFIG, tmp_path / "run")
+    assert str(refused.value.filename).endswith("metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("can't start new thread"), torch.OutOfMemoryError("CUDA out of memory. Tried to")]
+)
+def test_no_memory_left_is_a_sentence(cli, monkeypatch, tmp_path, error):
+    def verify(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(stores, "verify", verify)
+    code, _, said = cli("verify", tmp_path)
+    assert code == 1
+    assert "The system has no memory left for this: end other programs, or ask for less" in said
 
 
 def test_rows_that_are_all_no_numbers_are_not_said_to_be_missing(tmp_path):

@@ -77,7 +77,8 @@ def resumed(directory: Path, described: Mapping[str, Any]) -> dict[str, Any]:
     """
     told = _described(directory)
     if (directory / SUMMARY).exists():
-        (directory / CHECKPOINT).unlink(missing_ok=True)  # killed between its last file and its end
+        for path in (directory / CHECKPOINT, temporary(directory / CHECKPOINT)):
+            path.unlink(missing_ok=True)  # killed between its last file and its end
         raise SplinterpError(f"The run in {directory} is finished: there is nothing to resume. --force trains it again.")
     was, now = _compared(told), _compared(json.loads(json.dumps(described)))
     lower = "diverged" in told and now["lr"] < was["lr"]

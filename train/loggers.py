@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from ..errors import SplinterpError
 from ..quantities import json_safe
+from ..store.files import write_all
 from .directory import TENSORBOARD, WANDB
 
 LoggerName = Literal["none", "tensorboard", "wandb"]
@@ -40,14 +41,14 @@ class MetricsFile:
             raise SplinterpError(
                 f"{path} is shorter than its checkpoint says ({keep:,} bytes): lines are lost; start again with --force."
             )
-        self._file = path.open("r+b" if keep else "wb")
+        # Unbuffered: what a full disk has refused is not refused again when the file is closed.
+        self._file = path.open("r+b" if keep else "wb", buffering=0)
         self._file.truncate(keep)
         self._file.seek(keep)
 
     def log(self, line: Mapping[str, float]) -> None:
         try:
-            self._file.write((json.dumps(json_safe(dict(line)), allow_nan=False) + "\n").encode())
-            self._file.flush()
+            write_all(self._file.fileno(), memoryview((json.dumps(json_safe(dict(line)), allow_nan=False) + "\n").encode()))
         except OSError as error:
             error.filename = error.filename or self._file.name  # a full disk does not say whose
             raise

@@ -61,8 +61,10 @@ def check_goes_on(out: Path, before: Mapping[str, Any], described: Mapping[str, 
 def ended(out: Path, members: Sequence[Member]) -> tuple[set[str], dict[str, int]]:
     """The names of those that are finished; and of those that diverged, with the step."""
     finished = {member.name for member in members if (out / member.name / SUMMARY).exists()}
-    for name in finished:
-        (out / name / CHECKPOINT).unlink(missing_ok=True)  # killed between its last file and its end
+    for name in finished:  # perhaps killed between its last file and its end
+        with locked(out / name):
+            for path in (out / name / CHECKPOINT, temporary(out / name / CHECKPOINT)):
+                path.unlink(missing_ok=True)
     told = {member.name: out / member.name / RUN for member in members if member.name not in finished}
     steps = {name: read_json(path).get("diverged") for name, path in told.items() if path.exists()}
     return finished, {name: step for name, step in steps.items() if step is not None}

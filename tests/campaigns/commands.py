@@ -91,9 +91,15 @@ COMMANDS = {
 
 def preload(names: Iterable[str]) -> None:
     """Import what the commands need, before the first fork, so that a child is at work within a hundredth of a second."""
+    import splinterp.api
+    import splinterp.report.build
+    import splinterp.report.tables
+    import torch._dynamo  # noqa: F401
     import zarr.codecs  # noqa: F401
 
     if "harvest" in names:
+        import splinterp.harvest  # noqa: F401
+        import transformer_lens.model_bridge  # noqa: F401
         import transformers  # noqa: F401
 
 
@@ -148,6 +154,7 @@ class Workshop:
     def start(self, line: str, before: Callable[[], None] = lambda: None, said: str = "said") -> int:
         """A forked command in the folder, `before` being done first; what it says is in the file `said`."""
         work = command_line(line.split(), self.folder / said)
+        (self.folder / said).unlink(missing_ok=True)  # of an earlier one, should this one not come to write any
 
         def there() -> None:
             training.MOST_OF_THE_TIME = 1.0  # checkpoints come as often as they are asked for
@@ -162,7 +169,8 @@ class Workshop:
 
     def text(self, said: str = "said") -> str:
         """All that a command said."""
-        return (self.folder / said).read_text().strip()
+        path = self.folder / said
+        return path.read_text().strip() if path.exists() else ""
 
     def said(self, said: str = "said") -> str:
         """Its last sentence, without what differs from time to time."""
