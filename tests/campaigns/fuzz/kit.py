@@ -19,10 +19,11 @@ MEMORY = 2**30  # bytes that it may take besides what the process has
 
 
 class Prepared(NamedTuple):
-    """A target in a folder of its own: valid inputs to begin from, and what is done with an input."""
+    """A target in a folder of its own: valid inputs to begin from, what is done with an input, and words that may stand in one, where it is of lines."""
 
     seeds: Sequence[bytes]
     one: Callable[[bytes], object]
+    words: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
