@@ -33,7 +33,7 @@ def shape_of(path: Path, attributes: dict[str, Any]) -> tuple[tuple[int, int], i
     """(rows, latents) and the number of codes, by the attributes of the store at `path`. Raises StoreError where they do not say."""
     shape, nnz = attributes.get("shape"), attributes.get("nnz")
     if isinstance(shape, list) and len(shape) == 2 and is_count(shape[0]) and is_count(shape[1]) and is_count(nnz):
-        return (shape[0], shape[1]), nnz  # pyright: ignore[reportReturnType]
+        return (shape[0], shape[1]), nnz
     raise StoreError(f"{path / METADATA} is damaged: it does not say how many codes there are; encode the rows again.")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from ..names import is_plain
 from ..quantities import json_safe, parse_json
@@ -138,17 +138,17 @@ def store_attributes(path: Path) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def is_count(value: object) -> bool:
+def is_count(value: object) -> TypeGuard[int]:
     """Whether a value of a file is a number of things."""
     return type(value) is int and 0 <= value < 2**63
 
 
-def is_figure(value: object) -> bool:
+def is_figure(value: object) -> TypeGuard[float]:
     """Whether a value of a file is a number that a float can be."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
-def _by_name(value: object, fits: Callable[[object], bool]) -> bool:
+def _by_name(value: object, fits: Callable[[object], bool]) -> TypeGuard[dict[str, int]]:
     return isinstance(value, dict) and all(is_plain(name) and fits(one) for name, one in value.items())
 
 

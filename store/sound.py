@@ -9,7 +9,7 @@ import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..errors import StoreError
 from .histogram import ZERO
@@ -56,7 +56,7 @@ def check_line(line: Line, sites: Mapping[str, int], arrays: Sequence[Array], ch
         raise StoreError(f"{where} is damaged: what it says of chunk {line.chunk} does not fit {METADATA}.")
 
 
-def statistics_sound(known: Any, d: int) -> bool:
+def statistics_sound(known: Any, d: int) -> TypeGuard[dict[str, Any]]:
     """Whether a finished site's attributes hold its mean [d] and the norms."""
     if not isinstance(known, dict) or not all(is_figure(known.get(name)) for name in NORMS):
         return False
@@ -70,12 +70,12 @@ def statistics_sound(known: Any, d: int) -> bool:
     )
 
 
-def is_count(value: object) -> bool:
+def is_count(value: object) -> TypeGuard[int]:
     """Whether a JSON value is a whole number of things, of at most 64 bits."""
     return type(value) is int and 0 <= value < 2**63
 
 
-def is_figure(value: object) -> bool:
+def is_figure(value: object) -> TypeGuard[float]:
     """Whether a JSON value is a finite number."""
     return (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))
 

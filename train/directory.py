@@ -106,9 +106,9 @@ def _described(directory: Path) -> dict[str, Any]:
         raise SplinterpError(f"{str(error).rstrip('.')}; start the run again with --force.") from None
     settings, lists = told.get("settings"), (told.get(name, []) for name in ("resumed", "diverged_before"))
     whole = isinstance(settings, dict) and all(isinstance(one, list) for one in lists)
-    if not whole or (
-        "diverged" in told and not (type(told["diverged"]) is int and isinstance(settings.get("lr"), int | float))
-    ):
+    if "diverged" in told:
+        whole = whole and type(told["diverged"]) is int and isinstance(told["settings"].get("lr"), int | float)
+    if not whole:
         raise SplinterpError(f"{directory / RUN} is damaged: it does not describe a run; start the run again with --force.")
     return told
 
