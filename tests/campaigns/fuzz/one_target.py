@@ -40,6 +40,7 @@ PARTS = (
 )
 LONGEST = 2**14
 TOLD_EVERY = 0.5
+HUNG = 120  # seconds, of whatever kind, after which libFuzzer ends the process: `attempt` counts those of the processor alone
 
 
 def imported() -> None:
@@ -117,10 +118,10 @@ def main(name: str, folder: Path, seconds: str, seed: str) -> None:
         return atheris.Mutate(data, most)
 
     tell()
-    # Time and memory are watched by `attempt`.
+    # Time and memory are watched by `attempt`, too.
     options = [
         f"-max_total_time={seconds}",
-        "-timeout=0",
+        f"-timeout={HUNG}",
         "-rss_limit_mb=0",
         f"-seed={seed}",
         f"-max_len={LONGEST}",
