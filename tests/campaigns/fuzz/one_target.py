@@ -122,6 +122,7 @@ def main(name: str, folder: Path, seconds: str, seed: str) -> None:
     options = [
         f"-max_total_time={seconds}",
         f"-timeout={HUNG}",
+        f"-artifact_prefix={folder}/findings/",
         "-rss_limit_mb=0",
         f"-seed={seed}",
         f"-max_len={LONGEST}",
