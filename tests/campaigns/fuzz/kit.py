@@ -55,6 +55,8 @@ def attempt(one: Callable[[bytes], object], data: bytes) -> Finding | None:
         if not str(error).strip():
             return Finding(f"empty sentence: {type(error).__name__}", "")
     except Exception as error:
+        if isinstance(error, OSError) and error.errno and error.filename and error.strerror:
+            return None  # the system's own refusal, which the command line tells in a sentence
         frames = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in frames if "/campaigns/" not in frame.filename and "/site-packages/" not in frame.filename]
         ours = [frame for frame in ours if "/lib/python" not in frame.filename] or list(frames)
