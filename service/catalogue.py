@@ -143,12 +143,12 @@ def is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 2**63
 
 
-def is_figure(value: object) -> bool:
+def is_figure(value: object) -> TypeGuard[float]:
     """Whether a value of a file is a number that a float can be."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
-def _by_name(value: object, fits: Callable[[object], bool]) -> TypeGuard[dict[str, Any]]:
+def _by_name(value: object, fits: Callable[[object], bool]) -> TypeGuard[dict[str, int]]:
     return isinstance(value, dict) and all(is_plain(name) and fits(one) for name, one in value.items())
 
 

@@ -75,7 +75,7 @@ def is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 2**63
 
 
-def is_figure(value: object) -> bool:
+def is_figure(value: object) -> TypeGuard[float]:
     """Whether a JSON value is a finite number."""
     return (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))
 

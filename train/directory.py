@@ -17,7 +17,6 @@ import torch
 from .. import __version__
 from ..errors import SplinterpError, StoreError
 from ..infer.mlp import mlps_of
-from ..quantities import json_safe
 from ..sae.files import CONFIG, WEIGHTS
 from ..store import Store
 from ..store.files import is_temporary, read_json, temporary, write_bytes
@@ -61,7 +60,9 @@ def is_begun(directory: Path) -> bool:
     """
     if (directory / RUN).is_file():
         return True
-    if not directory.exists() or unbegun(directory):
+    if directory.is_dir() and all(path.name == LOCK or is_temporary(path.name) for path in directory.iterdir()):
+        return False  # stopped between making the directory and describing the run
+    if not directory.exists():
         return False
     raise SplinterpError(f"{directory} is not a run directory (it has no {RUN}); give the --out of the run to go on with.")
 
@@ -77,8 +78,7 @@ def resumed(directory: Path, described: Mapping[str, Any]) -> dict[str, Any]:
     """
     told = _described(directory)
     if (directory / SUMMARY).exists():
-        for path in (directory / CHECKPOINT, temporary(directory / CHECKPOINT)):
-            path.unlink(missing_ok=True)  # killed between its last file and its end
+        (directory / CHECKPOINT).unlink(missing_ok=True)  # killed between its last file and its end
         raise SplinterpError(f"The run in {directory} is finished: there is nothing to resume. --force trains it again.")
     was, now = _compared(told), _compared(json.loads(json.dumps(described)))
     lower = "diverged" in told and now["lr"] < was["lr"]
@@ -106,8 +106,8 @@ def _described(directory: Path) -> dict[str, Any]:
         raise SplinterpError(f"{str(error).rstrip('.')}; start the run again with --force.") from None
     settings, lists = told.get("settings"), (told.get(name, []) for name in ("resumed", "diverged_before"))
     whole = isinstance(settings, dict) and all(isinstance(one, list) for one in lists)
-    if isinstance(settings, dict) and "diverged" in told:
-        whole = whole and type(told["diverged"]) is int and isinstance(settings.get("lr"), int | float)
+    if "diverged" in told:
+        whole = whole and type(told["diverged"]) is int and isinstance(told["settings"].get("lr"), int | float)
     if not whole:
         raise SplinterpError(f"{directory / RUN} is damaged: it does not describe a run; start the run again with --force.")
     return told
@@ -128,14 +128,9 @@ def note_divergence(directory: Path, step: int) -> None:
     write_json(directory / RUN, {**read_json(directory / RUN), "diverged": step})
 
 
-def unbegun(directory: Path) -> bool:
-    """Whether a run was stopped between making the directory and describing itself there."""
-    return directory.is_dir() and all(path.name == LOCK or is_temporary(path.name) for path in directory.iterdir())
-
-
 def check_is_run(directory: Path) -> None:
-    """See that `directory` holds a run, or nothing. Raises SplinterpError otherwise: --force must not touch it."""
-    if not (directory / RUN).is_file() and not unbegun(directory):
+    """See that `directory` holds a run. Raises SplinterpError otherwise: --force must not touch it."""
+    if not (directory / RUN).is_file():
         raise SplinterpError(
             f"{directory} is not a run directory (it has no {RUN}), so that --force leaves it alone; give another --out."
         )
@@ -161,8 +156,8 @@ def remove_run(directory: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write an object as indented JSON, with null for what is no finite number, durably replacing the file as a whole."""
-    write_bytes(path, (json.dumps(json_safe(content), indent=2, allow_nan=False) + "\n").encode())
+    """Write an object as indented JSON, durably replacing the file as a whole."""
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _compared(told: Mapping[str, Any]) -> dict[str, Any]:

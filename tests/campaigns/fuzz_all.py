@@ -22,7 +22,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 START = 300.0  # seconds that a process may take to import everything
-STUCK = 60.0  # that it may take between two signs of life
+STUCK = 180.0  # that it may take between two signs of life
 ASLEEP = 5.0  # that this process does not sleep of itself
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import typer.main
 from splinterp import cli, harvest
 from splinterp.errors import SplinterpError
 from splinterp.sae import save_sae
@@ -67,6 +68,7 @@ def quiet() -> Iterator[None]:
 
 def command_line(folder: Path) -> Prepared:
     """Arguments, one a line."""
+    import datasets  # noqa: F401  it takes more memory than an input may
     import numpy as np
 
     made, here = folder / "made", folder / "here"
@@ -78,9 +80,11 @@ def command_line(folder: Path) -> Prepared:
     (made / "text.jsonl").write_text('{"text": "def f(): return 1"}\n')
     shutil.copytree(made, here)
     names = sorted(path.name for path in made.iterdir())
+    built = typer.main.get_command(cli.app)  # anew with every call it takes most of the time
 
     def one(data: bytes) -> None:
-        arguments = data.decode("utf-8", "surrogateescape").split("\n")
+        # With it a refusal would be an exception; and no system passes a zero byte on.
+        arguments = [a for a in data.replace(b"\0", b"").decode("utf-8", "surrogateescape").split("\n") if a != "--debug"]
         if not _safe(arguments):
             return
         if sorted(path.name for path in here.iterdir()) != names:
@@ -89,8 +93,8 @@ def command_line(folder: Path) -> Prepared:
         before = Path.cwd()
         os.chdir(here)
         try:
-            with stopped_short(), quiet():
-                cli.main([a for a in arguments if a != "--debug"])
+            with stopped_short(), quiet(), patch.object(typer.main, "get_command", lambda app: built):
+                cli.main(arguments)
         except SystemExit as end:
             if end.code not in (0, 1, 2, None):
                 raise AssertionError(f"exit code {end.code}") from None
@@ -100,7 +104,19 @@ def command_line(folder: Path) -> Prepared:
     seeds = ["\n".join(line.split(" ")).encode() for line in LINES]
     for seed in seeds:  # what they import takes seconds
         one(seed)
-    return Prepared(seeds, one)
+    flags = [
+        flag
+        for name in HARMLESS
+        if name in offered.commands()
+        for o in offered.commands()[name].options
+        for flag in (o.flag, o.off)
+        if flag
+    ]
+    return Prepared(
+        seeds,
+        one,
+        (*dict.fromkeys((*HARMLESS, *flags, *names)), "auto", "10k", "0.5", "held_out", "tiny", "stdlib", "k=2,4", "h", "topk"),
+    )
 
 
 @contextmanager

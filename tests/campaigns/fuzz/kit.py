@@ -19,10 +19,11 @@ MEMORY = 2**30  # bytes that it may take besides what the process has
 
 
 class Prepared(NamedTuple):
-    """A target in a folder of its own: valid inputs to begin from, and what is done with an input."""
+    """A target in a folder of its own: valid inputs to begin from, what is done with an input, and words that may stand in one, where it is of lines."""
 
     seeds: Sequence[bytes]
     one: Callable[[bytes], object]
+    words: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def attempt(one: Callable[[bytes], object], data: bytes) -> Finding | None:
         if not str(error).strip():
             return Finding(f"empty sentence: {type(error).__name__}", "")
     except Exception as error:
+        if isinstance(error, OSError) and error.errno and error.filename and error.strerror:
+            return None  # the system's own refusal, which the command line tells in a sentence
         frames = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in frames if "/campaigns/" not in frame.filename and "/site-packages/" not in frame.filename]
         ours = [frame for frame in ours if "/lib/python" not in frame.filename] or list(frames)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -35,6 +35,25 @@ def mutated(data: bytes, random: Random, most: int = 4) -> bytes:
         return json.dumps(holder[0]).encode()
     except (ValueError, RecursionError):  # an int of more digits than Python writes
         return data
+
+
+def changed_lines(data: bytes, random: Random, words: Sequence[str], most: int = 4) -> bytes:
+    """The lines in `data` with up to `most` changes to them: of `words`, of strange ones, or of their order."""
+    lines = data.split(b"\n")
+    for _ in range(random.randint(1, most)):
+        at = random.randrange(len(lines) + 1)
+        word = random.choice((*words, *(str(one) for one in STRANGE if one not in (10**400,))))
+        told = word.encode("utf-8", "surrogatepass")
+        match random.randrange(6):
+            case 0 | 1:
+                lines.insert(at, told)
+            case 2 | 3 if at < len(lines):
+                lines[at] = told
+            case 4 if at < len(lines) > 1:
+                del lines[at]
+            case _:
+                lines.insert(at, random.choice(lines))
+    return b"\n".join(lines)
 
 
 def damaged(data: bytes, random: Random) -> bytes:

@@ -40,6 +40,7 @@ PARTS = (
 )
 LONGEST = 2**14
 TOLD_EVERY = 0.5
+HUNG = 120  # seconds, of whatever kind, after which libFuzzer ends the process: `attempt` counts those of the processor alone
 
 
 def imported() -> None:
@@ -69,7 +70,7 @@ def main(name: str, folder: Path, seconds: str, seed: str) -> None:
     import torch
 
     from fuzz.kit import attempt
-    from fuzz.mutate import mutated
+    from fuzz.mutate import changed_lines, mutated
     from fuzz.targets import ALL
 
     torch.set_num_threads(1)
@@ -77,7 +78,7 @@ def main(name: str, folder: Path, seconds: str, seed: str) -> None:
     for below in ("corpus", "findings"):
         (folder / below).mkdir(parents=True, exist_ok=True)
     scratch = tempfile.mkdtemp(prefix="splinterp-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
-    seeds, one = ALL[name].prepare(Path(scratch))
+    seeds, one, words = ALL[name].prepare(Path(scratch))
     for valid in seeds:
         (folder / "corpus" / hashlib.sha1(valid).hexdigest()).write_bytes(valid)
     now = os.open(folder / "now", os.O_RDWR | os.O_CREAT, 0o644)
@@ -106,8 +107,10 @@ def main(name: str, folder: Path, seconds: str, seed: str) -> None:
             told = time.monotonic()
 
     def mutate(data: bytes, most: int, seed: int) -> bytes:
-        """Half of the mutations of JSON are structural."""
+        """Half of the mutations of JSON and of lines are structural."""
         chosen = random.Random(seed)
+        if words and chosen.random() < 0.5:
+            return changed_lines(bytes(data), chosen, words)[:most]
         if data[:1] in b"{[" and chosen.random() < 0.5:
             changed = mutated(bytes(data), chosen)
             if len(changed) <= most:
@@ -115,10 +118,11 @@ def main(name: str, folder: Path, seconds: str, seed: str) -> None:
         return atheris.Mutate(data, most)
 
     tell()
-    # Time and memory are watched by `attempt`.
+    # Time and memory are watched by `attempt`, too.
     options = [
         f"-max_total_time={seconds}",
-        "-timeout=0",
+        f"-timeout={HUNG}",
+        f"-artifact_prefix={folder}/findings/",
         "-rss_limit_mb=0",
         f"-seed={seed}",
         f"-max_len={LONGEST}",
