@@ -83,7 +83,10 @@ def write_neuronpedia(
             statistics = accumulate(sae, opened, chosen, progress=lambda done: heard("latents", done, opened.rows))
             fired = statistics.strongest.fired
             living, whole = np.flatnonzero(fired).tolist(), _whole(run.resolve().name, opened, chosen)
-            prompt = {"n_prompts_total": _sequences(opened), "n_tokens_in_prompt": int(opened.attributes.get("context") or 0)}
+            prompt: dict[str, Any] = {
+                "n_prompts_total": _sequences(opened),
+                "n_tokens_in_prompt": int(opened.attributes.get("context") or 0),
+            }
             prompt["dataset"] = _name(opened.attributes.get("dataset"))
             for number, first in enumerate(range(0, len(living), TOGETHER)):
                 heard("contexts", first, len(living))

@@ -17,6 +17,7 @@ import torch
 from .. import __version__
 from ..errors import SplinterpError, StoreError
 from ..infer.mlp import mlps_of
+from ..quantities import json_safe
 from ..sae.files import CONFIG, WEIGHTS
 from ..store import Store
 from ..store.files import is_temporary, read_json, temporary, write_bytes
@@ -60,9 +61,7 @@ def is_begun(directory: Path) -> bool:
     """
     if (directory / RUN).is_file():
         return True
-    if directory.is_dir() and all(path.name == LOCK or is_temporary(path.name) for path in directory.iterdir()):
-        return False  # stopped between making the directory and describing the run
-    if not directory.exists():
+    if not directory.exists() or unbegun(directory):
         return False
     raise SplinterpError(f"{directory} is not a run directory (it has no {RUN}); give the --out of the run to go on with.")
 
@@ -78,7 +77,8 @@ def resumed(directory: Path, described: Mapping[str, Any]) -> dict[str, Any]:
     """
     told = _described(directory)
     if (directory / SUMMARY).exists():
-        (directory / CHECKPOINT).unlink(missing_ok=True)  # killed between its last file and its end
+        for path in (directory / CHECKPOINT, temporary(directory / CHECKPOINT)):
+            path.unlink(missing_ok=True)  # killed between its last file and its end
         raise SplinterpError(f"The run in {directory} is finished: there is nothing to resume. --force trains it again.")
     was, now = _compared(told), _compared(json.loads(json.dumps(described)))
     lower = "diverged" in told and now["lr"] < was["lr"]
@@ -128,9 +128,14 @@ def note_divergence(directory: Path, step: int) -> None:
     write_json(directory / RUN, {**read_json(directory / RUN), "diverged": step})
 
 
+def unbegun(directory: Path) -> bool:
+    """Whether a run was stopped between making the directory and describing itself there."""
+    return directory.is_dir() and all(path.name == LOCK or is_temporary(path.name) for path in directory.iterdir())
+
+
 def check_is_run(directory: Path) -> None:
-    """See that `directory` holds a run. Raises SplinterpError otherwise: --force must not touch it."""
-    if not (directory / RUN).is_file():
+    """See that `directory` holds a run, or nothing. Raises SplinterpError otherwise: --force must not touch it."""
+    if not (directory / RUN).is_file() and not unbegun(directory):
         raise SplinterpError(
             f"{directory} is not a run directory (it has no {RUN}), so that --force leaves it alone; give another --out."
         )
@@ -156,8 +161,8 @@ def remove_run(directory: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write an object as indented JSON, durably replacing the file as a whole."""
-    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+    """Write an object as indented JSON, with null for what is no finite number, durably replacing the file as a whole."""
+    write_bytes(path, (json.dumps(json_safe(content), indent=2, allow_nan=False) + "\n").encode())
 
 
 def _compared(told: Mapping[str, Any]) -> dict[str, Any]:
