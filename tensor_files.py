@@ -30,9 +30,9 @@ def read_tensors(path: Path, *, mapped: bool = False, only: str | None = None) -
         SafetensorError, ValueError: it is no such file, or damaged, or has a dtype that is not known here. OSError: it cannot be read.
     """
     try:
-        with safe_open(path, framework="np"):
+        with safe_open(str(path), framework="np"):  # in Rust str() of a path would meet the Ctrl-C
             pass
-        data = np.memmap(path, np.uint8, "c") if mapped else np.fromfile(path, np.uint8)
+        data = np.memmap(str(path), np.uint8, "c") if mapped else _whole(path)
         begin = 8 + int.from_bytes(data[:8].tobytes(), "little")
         header = json.loads(data[8:begin].tobytes())
         metadata, tensors = header.pop("__metadata__", None) or {}, dict[str, Tensor]()
@@ -47,3 +47,10 @@ def read_tensors(path: Path, *, mapped: bool = False, only: str | None = None) -
         return tensors, metadata
     except (KeyError, TypeError, RuntimeError) as error:
         raise SafetensorError(f"{path}: {error!r}") from error
+
+
+def _whole(path: Path) -> np.ndarray:
+    """A file's bytes; numpy's own way to read one does not take a Ctrl-C either."""
+    data = np.empty(path.stat().st_size, np.uint8)
+    with path.open("rb") as file:
+        return data[: file.readinto(data)]
