@@ -333,8 +333,9 @@ def test_in_a_browser_latents_are_found_by_number_and_text_with_the_keyboard_alo
     from selenium.webdriver.support.ui import WebDriverWait
 
     def shown(condition):
-        WebDriverWait(browser, 10).until(lambda _: condition(opened(IDS)))
-        return opened(IDS)
+        seen = []  # what the condition was true of, and nothing that came after
+        WebDriverWait(browser, 30).until(lambda _: seen.append(opened(IDS)) or (seen[-1] is not None and condition(seen[-1])))
+        return seen[-1]
 
     everything = opened(IDS)
     body = browser.find_element("tag name", "body")
