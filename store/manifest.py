@@ -86,13 +86,13 @@ def decode_blocks(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype="<u4")
 
 
-def _sealed(line: bytes) -> bytes:
+def sealed(line: bytes) -> bytes:
     """A log's line with its own crc32c as its last entry: nothing else speaks of a store that is being written."""
     return line[: -len(b"}\n")] + _SEAL + b"%d}\n" % google_crc32c.value(line)
 
 
 def _unsealed(line: bytes) -> bytes:
-    """The line as it was before `_sealed`; one without a seal (a manifest's, or of an older log) as it is. Raises ValueError for another seal."""
+    """The line as it was before `sealed`; one without a seal (a manifest's, or of an older log) as it is. Raises ValueError for another seal."""
     body, seal, crc = line.rpartition(_SEAL)
     if not seal:
         return line
@@ -172,12 +172,12 @@ class Log:
 
     def commit(self, line: Line) -> None:
         """Append `line` durably: after this the chunk counts."""
-        self._append(_sealed(line.encode()))
+        self._append(sealed(line.encode()))
         self.lines[line.chunk] = line
 
     def withdraw(self, chunk: int) -> None:
         """Say durably that a committed chunk no longer counts (it is about to be replaced)."""
-        self._append(_sealed(json.dumps({"chunk": chunk, "withdrawn": True}).encode() + b"\n"))
+        self._append(sealed(json.dumps({"chunk": chunk, "withdrawn": True}).encode() + b"\n"))
         self.lines.pop(chunk, None)
 
     def close(self) -> None:

@@ -187,8 +187,9 @@ def test_force_replaces_a_run_and_nothing_else_does(cli, work, tmp_path):
     assert cli(*arguments, "--force", "--seed", 3)[0] == 0
     assert (tmp_path / "r" / "summary.json").read_bytes() != before
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
     assert "not a run directory" in sentence(cli(*arguments[:-6], "--out", tmp_path / "mine", "--force"))
-    assert (tmp_path / "mine").is_dir()
+    assert (tmp_path / "mine" / "thesis.txt").is_file()
 
 
 def test_a_bad_setting_does_not_cost_the_run_it_would_replace(cli, work, tmp_path):

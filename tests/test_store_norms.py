@@ -19,7 +19,7 @@ from splinterp.store.histogram import OUTLYING, median_and_outliers, norm_histog
 
 BIN = 2**0.25 * (1 + 1e-9)
 OPTIONS = {"sites": {"a": 3, "b": 2}, "columns": ("i",), "dtype": "float32", "chunk_rows": 64, "memory": 2 * 64 * 50 * 2}
-KEPT_SINCE = ("histograms", "dropped_outliers")
+KEPT_SINCE = ("histograms", "dropped_outliers", "line_crc32c")
 
 
 def rows_of(scales: np.ndarray) -> tuple[dict[str, torch.Tensor], dict[str, np.ndarray]]:

@@ -374,6 +374,7 @@ def test_a_run_is_never_overwritten_and_force_takes_only_runs(store, tmp_path):
     with pytest.raises(SplinterpError, match="exists already"):
         run(store, tmp_path, config(rows=1000))
     (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("x")
     with pytest.raises(SplinterpError, match="not a run directory"):
         remove_run(tmp_path / "precious")
     (tmp_path / "run" / "notes.txt").write_text("mine")

@@ -22,6 +22,7 @@ from splinterp.infer.mlp import MlpEncoder, decoder_norms, find_mlp, save_mlp
 from splinterp.report.windows import load_tokenizer
 from splinterp.sae import SAE, SAEConfig, SparseCodes, save_sae
 from splinterp.store import Store
+from splinterp.store.files import json_crc
 from splinterp.train.checkpoint import Position, read_checkpoint, write_checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -126,7 +127,7 @@ def codes(folder: Path) -> Prepared:
     path = folder / "codes.zarr"
     rows = np.arange(6)
     write_codes(path, [(rows, SparseCodes(torch.tensor([[0, 3]] * 6), torch.rand(6, 2)))], LATENTS, {"encoder": "native"})
-    tree = Tree(path, ["zarr.json", *(f"{name}/zarr.json" for name in ("indptr", "indices", "data", "rows"))])
+    tree = Tree(path, ["zarr.json", *(f"{name}/zarr.json" for name in ("indptr", "indices", "data", "rows"))], _sealed)
     numbers = Tree(path, ["indptr/c.0", "indices/c.0"], _checked)
 
     def one(data: bytes) -> None:
@@ -140,6 +141,15 @@ def codes(folder: Path) -> Prepared:
         assert not len(found.indices) or 0 <= int(found.indices.min()) <= int(found.indices.max()) < read.shape[1]
 
     return Prepared([tree.seed(), numbers.seed()], one)
+
+
+def _sealed(files: dict[str, bytes], told: dict[str, Any]) -> None:
+    """The attributes' checksum as they are, where they have one."""
+    root = reread(files, "zarr.json")
+    attributes = root.get("attributes") if isinstance(root, dict) else None
+    if isinstance(attributes, dict) and attributes.pop("attributes_crc32c", None) is not None:
+        attributes["attributes_crc32c"] = json_crc(attributes)
+        files["zarr.json"] = encoded(root)
 
 
 def _checked(files: dict[str, bytes], told: dict[str, Any]) -> None:

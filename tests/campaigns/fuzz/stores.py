@@ -61,7 +61,9 @@ def look(path: Path) -> None:
 
 
 def sealed(files: dict[str, bytes], told: dict[str, Any]) -> None:
-    """Every checksum in a store's root as the files have it."""
+    """Every checksum in a store's root, and in the lines of its log, as the files have it."""
+    if "log.jsonl" in files:
+        files["log.jsonl"] = b"".join(map(_resealed, files["log.jsonl"].splitlines(keepends=True)))
     root = reread(files, "zarr.json")
     ours = root.get("attributes", {}) if isinstance(root, dict) else None
     ours = ours.get("splinterp") if isinstance(ours, dict) else None
@@ -76,6 +78,15 @@ def sealed(files: dict[str, bytes], told: dict[str, Any]) -> None:
     ours.pop("attributes_crc32c", None)
     ours["attributes_crc32c"] = json_crc(ours)
     files["zarr.json"] = encoded(root)
+
+
+def _resealed(line: bytes) -> bytes:
+    """A log's line with the checksum that fits, where it has one."""
+    value = reread({"line": line}, "line")
+    if not isinstance(value, dict) or "line_crc32c" not in value:
+        return line
+    del value["line_crc32c"]
+    return manifest.sealed(json.dumps(value, separators=(",", ":")).encode() + b"\n")
 
 
 def whole(folder: Path) -> Prepared:
