@@ -107,6 +107,7 @@ DEFECTS: dict[str, tuple[str, tuple[Any, ...], Any, str]] = {
     "a log nested too deeply": ("log", ("log.jsonl", 0), DEEP[0], "damaged in line 1"),
     "more rows than other Zarr holds": ("zarr", ("zarr.json", "shape", 0), 10**13, "most of its chunks are missing"),
     "more rows than any float": ("zarr", ("zarr.json", "shape", 0), LARGE, "most of its chunks are missing"),
+    "chunks without rows": ("zarr", ("zarr.json", "chunk_grid", "configuration", "chunk_shape", 0), 0, "chunks without rows"),
     "a fill beyond every float": ("zarr", ("zarr.json", "fill_value"), LARGE, "zarr cannot open it"),
     "a configuration nested too deeply": ("sae", ("cfg.json",), DEEP[0], "nested too deeply"),
     "an old SAE's arguments that are text": ("sae", ("cfg.json",), {"activation_fn": "topk", "activation_fn_kwargs": "x"}, "not a configuration"),
