@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from ..errors import ModelError, SplinterpError, TextError
 from .column import Document, Ids
 from .hub import hub_sentences
+from .tokenizer_file import ids_sound
 
 DOCUMENTS_A_BATCH = 512
 CHARACTERS_A_BATCH = 2**19
@@ -41,6 +43,8 @@ def load_tokenizer(name: str, path: str, **options: Any) -> Any:
         f"The model {name} comes without a usable tokenizer; put its tokenizer.json and tokenizer_config.json into {path}."
     )
     try:
+        if (file := Path(path) / "tokenizer.json").is_file() and not ids_sound(file):
+            raise ModelError(f"{file} is damaged: a token has an id that cannot be.")
         with hub_sentences(path, "model", options.get("revision"), ModelError):
             tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except SplinterpError:

@@ -49,12 +49,16 @@ def load_tokenizer(store: Store) -> Any:
     """
     from tokenizers import Tokenizer
 
+    from ..harvest.tokenizer_file import ids_sound
+
     file = store.local("tokenizer") / "tokenizer.json"
     if not {"token_id", "position", "sequence"} <= set(store.columns) or not file.is_file():
         raise StoreError(
             f"{store.path} holds no tokens, so that its rows cannot be led back to text; it was imported, not harvested."
         )
     try:
+        if not ids_sound(file):
+            raise ValueError("a token has an id that cannot be")
         return Tokenizer.from_file(str(file))
     except Exception as error:  # the library has no class of its own
         raise StoreError(f"{file} is damaged ({error}); harvest the store again, or copy the model's own there.") from error

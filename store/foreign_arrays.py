@@ -73,9 +73,11 @@ def _check(path: Path, name: str, array: Any) -> None:
     ]  # of format 2
     if any(getattr(codec, "codec_id", "") in _PICKLES for codec in codecs):
         raise StoreError(f"{path} holds pickled chunks at {name}, and those are never read; save plain numbers.")
+    at_once = getattr(array, "shards", None) or array.chunks
+    if not all((*at_once, *array.chunks)):
+        raise StoreError(f"{path} is damaged: it has chunks without rows at {name}.")
     stored = sum(file.stat().st_size for file in (path / array.path).rglob("*") if file.is_file())
-    chunk = math.prod(getattr(array, "shards", None) or array.chunks)
-    promised = max(math.prod(array.shape), chunk) * array.dtype.itemsize
+    promised = max(math.prod(array.shape), math.prod(at_once)) * array.dtype.itemsize
     if promised > LARGEST_RATIO * stored + ALWAYS_BYTES:
         raise StoreError(
             f"{path} promises {format_bytes(promised)} at {name} in files of {format_bytes(stored)}: it is damaged, or most of its chunks are missing."

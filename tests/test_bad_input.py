@@ -107,6 +107,7 @@ DEFECTS: dict[str, tuple[str, tuple[Any, ...], Any, str]] = {
     "a log nested too deeply": ("log", ("log.jsonl", 0), DEEP[0], "damaged in line 1"),
     "more rows than other Zarr holds": ("zarr", ("zarr.json", "shape", 0), 10**13, "most of its chunks are missing"),
     "more rows than any float": ("zarr", ("zarr.json", "shape", 0), LARGE, "most of its chunks are missing"),
+    "chunks without rows": ("zarr", ("zarr.json", "chunk_grid", "configuration", "chunk_shape", 0), 0, "chunks without rows"),
     "a fill beyond every float": ("zarr", ("zarr.json", "fill_value"), LARGE, "zarr cannot open it"),
     "a configuration nested too deeply": ("sae", ("cfg.json",), DEEP[0], "nested too deeply"),
     "an old SAE's arguments that are text": ("sae", ("cfg.json",), {"activation_fn": "topk", "activation_fn_kwargs": "x"}, "not a configuration"),
@@ -123,6 +124,7 @@ DEFECTS: dict[str, tuple[str, tuple[Any, ...], Any, str]] = {
     "a model of more blocks than can be": ("model", ("config.json", "n_layer"), 10**30, "config.json"),
     "a tokenizer nested too deeply": ("tokenizer", ("tokenizer.json",), DEEP[0], "is damaged"),
     "a tokenizer of no kind": ("tokenizer", ("tokenizer.json", "model", "type"), "x", "is damaged"),
+    "a token's id beyond every memory": ("tokenizer", ("tokenizer.json", "model", "vocab", "text"), 2**31, "is damaged"),
     "a tokenizer's class that is a number": ("tokenizer", ("tokenizer_config.json", "tokenizer_class"), 3, "usable tokenizer"),
     "a run's settings that are a list": ("resume", ("run.json", "settings"), [], "does not describe a run"),
     "a run that diverged at a word": ("resume", ("run.json", "diverged"), "early", "does not describe a run"),
@@ -204,6 +206,13 @@ def test_a_tensor_of_fewer_numbers_than_its_shape_has(prepared):
     file = io.BytesIO()
     torch.save(torch.ones(1, 4).expand(10**6, 4), file)
     assert "fewer numbers" in said(prepared("pt").one, file.getvalue())
+
+
+def test_moments_of_adam_under_another_name(prepared):
+    told = json.loads(prepared("resume").seeds[0])
+    header = told["checkpoint.header.json"]
+    header["gradient.adam.1.exp"] = header.pop("gradient.adam.1.exp_avg")
+    assert "moments of Adam do not fit" in said(prepared("resume").one, json.dumps(told).encode())
 
 
 def test_a_sweep_of_more_saes_than_can_be(prepared):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import SplinterpError
 from ..sae import ByLatent, Codes, SparseCodes
 from .config import TrainConfig
 from .dead import DeadLatents
@@ -98,10 +99,15 @@ class GradientSteps:
         return joined(adam=moments, dead=self.dead.state(), resampling=resampling)
 
     def load_state(self, state: State) -> None:
-        """Take moments and counters back."""
-        moments = part(state, "adam")
-        for i, p in enumerate(self._trained):
-            self.optimizer.state[p] = {name: value.clone().to(p.device) for name, value in part(moments, str(i)).items()}
+        """Take moments and counters back. Raises SplinterpError where the moments are not those of these weights."""
+        moments = [part(part(state, "adam"), str(i)) for i in range(len(self._trained))]
+        for p, own in zip(self._trained, moments, strict=True):
+            shapes = {"step": torch.Size(), "exp_avg": p.shape, "exp_avg_sq": p.shape}
+            if any(moments) and {name: value.shape for name, value in own.items()} != shapes:
+                raise SplinterpError(
+                    "The checkpoint's moments of Adam do not fit its weights; start the run again with --force."
+                )
+            self.optimizer.state[p] = {name: value.clone().to(p.device) for name, value in own.items()}
         self.dead.load_state(part(state, "dead"))
         if self.resampling:
             self.resampling.load_state(part(state, "resampling"))
