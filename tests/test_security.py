@@ -393,8 +393,8 @@ for line in lines.splitlines():
 
 def test_the_papers_pages_are_escaped():
     """As the report's, the comparison's and the service's are (test_report, test_compare, test_service_guard)."""
-    from splinterp.papers.pam_sgd.page import _claims
     from splinterp.papers.pages import html_page, html_picture, html_table
+    from splinterp.papers.pam_sgd.page import _claims
     from splinterp.report.plots import Axis, Series, plot
 
     hostile = "<script>alert('&\"')</script>"
