@@ -53,4 +53,4 @@ def _whole(path: Path) -> np.ndarray:
     """A file's bytes; numpy's own way to read one does not take a Ctrl-C either."""
     data = np.empty(path.stat().st_size, np.uint8)
     with path.open("rb") as file:
-        return data[: file.readinto(data)]
+        return data[: file.readinto(data.data)]

@@ -276,7 +276,7 @@ def export_neuronpedia(
         SplinterpError: `out` exists, and there is no `force`; the store holds no text; or the two do not go together.
     """
     return write_neuronpedia(
-        run, store, Path(out), site=site, model=model, device=device, force=force,
+        Path(run), store, Path(out), site=site, model=model, device=device, force=force,
         progress=progress and (lambda stage, done, total: progress(stage, done, total, {})),
     )  # fmt: skip
 
