@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 from .errors import SplinterpError
 
@@ -108,6 +108,16 @@ def _depth(value: Any) -> int:
         level = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
         depth += 1
     return depth
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a JSON value is a whole number of things, of at most 64 bits."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_figure(value: object) -> TypeGuard[float]:
+    """Whether a JSON value is a finite number that a float can be."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def json_safe(value: Any) -> Any:

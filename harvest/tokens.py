@@ -49,9 +49,7 @@ def load_tokenizer(name: str, path: str, **options: Any) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except SplinterpError:
         raise
-    except (
-        Exception
-    ) as error:  # of tokenizers, which has no class of its own; and transformers takes the files for what they should be
+    except Exception as error:  # tokenizers has no class of its own, and transformers takes the files for what they should be
         raise ModelError(missing) from error
     # transformers makes an empty tokenizer of a directory that holds only a config.json, and says nothing.
     try:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import StoreError
+from ..quantities import is_count
 from ..store.files import read_json
 from ..store.layout import CODECS, CRC_BYTES, METADATA
 from ..store.places import sizes
-from ..store.sound import is_count
 
 FORMAT = "splinterp codes 1"
 # Numbers in a chunk of a store with at least as many of them; of one with fewer they are one chunk.

@@ -9,11 +9,10 @@ from typing import Any
 
 from ..errors import SplinterpError
 from ..names import is_plain
-from ..quantities import json_safe, parse_json
+from ..quantities import is_figure, json_safe, parse_json
 
 RUN, METRICS, SUMMARY, CONFIG, SWEEP = "run.json", "metrics.jsonl", "summary.json", "cfg.json", "sweep.json"
 # Settings of cfg.json, for SAEs that have no run.json.
-LARGEST = 1e300  # that is a figure: whole numbers may be larger than any float
 OF_CONFIG = ("architecture", "d_in", "d_sae", "k", "rescale_acts_by_decoder_norm", "apply_b_dec_to_input")
 
 
@@ -111,16 +110,16 @@ def read_run(name: str, path: Path) -> tuple[RunSeen, str | None]:
     curve = [
         (float(line["rows"]), float(line["seconds"]), float(line["held_out_fvu"]))
         for line in lines
-        if all(_is_number(line.get(key)) for key in ("rows", "seconds", "held_out_fvu"))
+        if all(is_figure(line.get(key)) for key in ("rows", "seconds", "held_out_fvu"))
     ]
     lack, seconds = None, summary.get("seconds")
     if isinstance(seconds, dict):
-        seconds = sum(value for value in seconds.values() if _is_number(value))
+        seconds = sum(value for value in seconds.values() if is_figure(value))
     if not summary:
         diverged = described.get("diverged")
         lack = f"diverged by step {diverged}" if diverged else f"has no {SUMMARY}: it is not finished"
         lack += ", and its figures are those on the way" if curve else ", and there are no figures of it yet"
-    elif not _is_number(summary.get("fvu")):
+    elif not is_figure(summary.get("fvu")):
         lack = f"has a {SUMMARY} without a finite FVU"
     fvu = number(summary.get("fvu")) if summary else (curve[-1][2] if curve else None)
     rows = number(summary.get("rows_trained") if summary else last.get("rows"))
@@ -128,7 +127,7 @@ def read_run(name: str, path: Path) -> tuple[RunSeen, str | None]:
     if summary and curve and fvu is not None and rows and spent:
         curve.append((rows, spent, fvu))
     dead = summary.get("dead_fraction")
-    if not summary and _is_number(last.get("dead")) and _is_number(settings.get("d_sae")) and settings["d_sae"] > 0:
+    if not summary and is_figure(last.get("dead")) and is_figure(settings.get("d_sae")) and settings["d_sae"] > 0:
         dead = last["dead"] / settings["d_sae"]
     told = {
         key: value if isinstance(value := described.get(key), str) else None for key in ("store", "store_fingerprint", "site")
@@ -166,13 +165,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     raise SplinterpError(f"{path} is damaged: it does not hold a JSON object a line.")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
-
-
 def number(value: Any) -> float | None:
     """A value of a file that is a figure; None of any other."""
-    return float(value) if _is_number(value) else None
+    return float(value) if is_figure(value) else None
 
 
 def recorded_store(run: Path) -> str:

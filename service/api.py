@@ -66,7 +66,7 @@ def router(service: Service, streams: Streams) -> APIRouter:
     def kinds() -> list[dict[str, Any]]:
         """The commands that may be jobs, with the options that the command line gives them."""
         found = offered.commands()
-        return [asdict(found[name]) for name in commands.available()]
+        return [asdict(found[name]) for name in commands.KINDS]
 
     @api.post("/jobs", response_model=models.JobSeen, status_code=201)
     def submit(job: models.Submission) -> dict[str, Any]:

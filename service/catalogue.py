@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, Literal, TypeGuard
 
 from ..names import is_plain
-from ..quantities import json_safe, parse_json
+from ..quantities import is_count, is_figure, json_safe, parse_json
 from . import locks
 from .paths import Root
 
@@ -21,7 +21,6 @@ DEEPEST, MOST = 5, 5_000  # levels below the root that are looked at, and direct
 FRESH = 2.0  # seconds
 _ITEMSIZE = {"uint16": 2, "float16": 2, "float32": 4, "uint32": 4}
 _CRC = 4
-LARGEST = 1e300  # that is a figure: whole numbers may be larger than any float
 
 Health = Literal["whole", "being written", "unfinished", "damaged"]
 
@@ -136,16 +135,6 @@ def store_attributes(path: Path) -> dict[str, Any]:
     attributes = read(path / "zarr.json").get("attributes")
     told = attributes.get("splinterp") if isinstance(attributes, dict) else None
     return told if isinstance(told, dict) else {}
-
-
-def is_count(value: object) -> TypeGuard[int]:
-    """Whether a value of a file is a number of things."""
-    return type(value) is int and 0 <= value < 2**63
-
-
-def is_figure(value: object) -> TypeGuard[float]:
-    """Whether a value of a file is a number that a float can be."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _by_name(value: object, fits: Callable[[object], bool]) -> TypeGuard[dict[str, int]]:

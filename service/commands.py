@@ -76,20 +76,15 @@ class Work:
     force: bool = False
 
 
-def available() -> dict[str, Kind]:
-    """The commands of the table that the command line has."""
-    return {name: kind for name, kind in KINDS.items() if name in offered.commands()}
-
-
 def work_of(root: Root, command: str, arguments: Sequence[str], taken: Set[str] = frozenset()) -> Work:
     """The work that a command line is, parsed by the command itself; an output that it leaves to the command gets a name, none of `taken`.
 
     Raises:
         RefusedError: there is no such command. UsageError: in the command line's words. PathError: a path leads out of the root.
     """
-    kind = available().get(command)
+    kind = KINDS.get(command)
     if kind is None:
-        raise RefusedError(f"'{command[:40]}' is no job; there are {', '.join(available())}.")
+        raise RefusedError(f"'{command[:40]}' is no job; there are {', '.join(KINDS)}.")
     if len(arguments) > MOST_ARGUMENTS or any(len(one) > LONGEST_ARGUMENT for one in arguments):
         raise RefusedError(f"A job has at most {MOST_ARGUMENTS} arguments of at most {LONGEST_ARGUMENT} characters.")
     if any("\0" in one or not one.isprintable() for one in arguments):
@@ -120,9 +115,9 @@ def arguments_from(command: str, options: Mapping[str, Any]) -> list[str]:
     Raises:
         RefusedError: an option is unknown, or a flag has no yes or no.
     """
-    known = offered.commands().get(command)
-    if known is None or command not in KINDS:
-        raise RefusedError(f"'{command[:40]}' is no job; there are {', '.join(available())}.")
+    if command not in KINDS:
+        raise RefusedError(f"'{command[:40]}' is no job; there are {', '.join(KINDS)}.")
+    known = offered.commands()[command]
     flags, positional = list[str](), list[str]()
     unknown = [name for name in options if known.option(name) is None]
     if unknown:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..names import is_plain
+from ..quantities import is_figure
 from ..report.plots import Axis, Series, plot
-from .catalogue import is_figure, read
+from .catalogue import read
 from .follow import METRICS, lines_from
 from .paths import Root
 

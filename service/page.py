@@ -163,11 +163,11 @@ def router(service: Service, access: Access) -> APIRouter:
         return RedirectResponse(f"/job/{made.id}", 303)
 
     def form(command: str, values: Mapping[str, str], problem: str = "") -> str:
-        known = offered.commands().get(command) if command in commands.available() else None
-        if known is None:
+        if command not in commands.KINDS:
             raise HTTPException(404)
+        known = offered.commands()[command]
         return render(
-            "form.html", here="new", command=known, available=list(commands.available()), groups=forms.fields_of(known, values), problem=problem,
+            "form.html", here="new", command=known, available=list(commands.KINDS), groups=forms.fields_of(known, values), problem=problem,
             stores=[store.name for store in service.catalogue.stores()], runs=[run.name for run in service.catalogue.runs()],
             values=values, threads=service.threads, scheduler=service.slots.scheduler,
         )  # fmt: skip

@@ -11,8 +11,8 @@ from time import time
 from typing import Any
 
 from ..names import is_plain
-from ..quantities import parse_json
-from .catalogue import is_count, is_figure, read, store_attributes
+from ..quantities import is_count, is_figure, parse_json
+from .catalogue import read, store_attributes
 from .jobs import Job
 from .paths import Root
 from .schedule import Slots

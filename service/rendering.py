@@ -12,14 +12,13 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..quantities import format_bytes, format_count, format_seconds
-from .commands import available
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **values: Any) -> str:
     """A page; every text in it is escaped, but for what is marked as safe."""
-    return _environment().get_template(template).render(now=time(), offered=available(), **values)
+    return _environment().get_template(template).render(now=time(), **values)
 
 
 @cache

@@ -43,6 +43,7 @@ class SlurmRunner(Folders):
         self._listed: dict[str, tuple[str, str]] = {}
         self._looked = -LOOK_EVERY
         self._missing: dict[int, float] = {}
+        self._killed = set[str]()  # names; of these nothing more is written
 
     def start(self, job: Job, arguments: list[str], environment: Mapping[str, str]) -> dict[str, Any]:
         lock = self.begin(job)
@@ -107,7 +108,7 @@ class SlurmRunner(Folders):
             return Alive(waiting=found[1] in _WAITING)
         begun = (self.folder(job) / BEGUN).exists()
         since = self._missing.setdefault(job.id, monotonic())
-        if (begun or job.handle) and monotonic() - since < UNSEEN:
+        if (begun or job.handle) and monotonic() - since < UNSEEN and self._name(job) not in self._killed:
             return Alive(waiting=not begun)
         self._missing.pop(job.id)
         # Cancelled from outside, its time limit or a node that failed: it goes on, as after any interruption.
@@ -121,6 +122,8 @@ class SlurmRunner(Folders):
         waiting = found[1] in _WAITING
         # The script hands the signal on, and writes down how the command ended.
         _asked(["scancel", *([] if now or waiting else ["--batch", "--signal=TERM"]), found[0]])
+        if now or waiting:
+            self._killed.add(self._name(job))
         self._looked = -LOOK_EVERY
         return True
 

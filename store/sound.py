@@ -6,12 +6,12 @@ A checksum tells that a file is as it was written; whoever forges a store writes
 from __future__ import annotations
 
 import base64
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from ..errors import StoreError
+from ..quantities import is_count, is_figure
 from .histogram import ZERO
 from .layout import BLOCK, METADATA, Array
 from .manifest import Line
@@ -68,16 +68,6 @@ def statistics_sound(known: Any, d: int) -> TypeGuard[dict[str, Any]]:
         and (known.get("median_norm") is None or is_figure(known["median_norm"]))
         and (outliers is None or is_count(outliers))
     )
-
-
-def is_count(value: object) -> TypeGuard[int]:
-    """Whether a JSON value is a whole number of things, of at most 64 bits."""
-    return type(value) is int and 0 <= value < 2**63
-
-
-def is_figure(value: object) -> TypeGuard[float]:
-    """Whether a JSON value is a finite number."""
-    return (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))
 
 
 def _by(value: object, names: Sequence[str] | Mapping[str, int]) -> bool:

@@ -86,7 +86,7 @@ def test_overlap_is_what_paths_say(one, other):
 
 
 def test_what_is_offered_is_the_command_line_s(root):
-    assert {"harvest", "train", "refit", "encode", "eval"} <= commands.available().keys() <= offered.commands().keys()
+    assert {"harvest", "train", "refit", "encode", "eval", "report"} <= commands.KINDS.keys() <= offered.commands().keys()
     train = offered.commands()["train"]
     assert train.option("method").default == "pam"
     assert train.option("decoder_steps").off == "--solve-only"
@@ -94,7 +94,7 @@ def test_what_is_offered_is_the_command_line_s(root):
 
 
 def test_every_path_of_an_offered_command_is_known_as_one():
-    for name, kind in commands.available().items():
+    for name, kind in commands.KINDS.items():
         known = {*kind.reads, *kind.names, kind.writes}
         paths = {option.name for option in offered.commands()[name].options if option.is_path}
         assert paths <= known, name

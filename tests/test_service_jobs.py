@@ -36,7 +36,7 @@ def test_a_training_is_stopped_and_resumed_and_ends_as_one_by_hand(served, store
 
     client = served.client
     made = client.submit(
-        "train", store="acts.zarr", latents=64, k=4, tokens="60k", batch_size=128, out="runs/stopped", label="x"
+        "train", store="acts.zarr", latents=64, k=4, tokens="300k", batch_size=128, out="runs/stopped", label="x"
     )
     again = client.submit("eval", ["runs/stopped", "--store", "acts.zarr"])
     events = client.events("runs/stopped")
@@ -68,7 +68,7 @@ def test_a_training_is_stopped_and_resumed_and_ends_as_one_by_hand(served, store
         "--k",
         "4",
         "--tokens",
-        "60k",
+        "300k",
         "--batch-size",
         "128",
         "--out",
@@ -85,7 +85,7 @@ def test_a_training_is_stopped_and_resumed_and_ends_as_one_by_hand(served, store
     summary = json.loads((tmp_path / "hand" / "summary.json").read_text())
     assert evaluated["result"]["fvu"] == pytest.approx(summary["fvu"], rel=1e-6)
     assert client.run("runs/stopped")["figures"]["fvu"] == summary["fvu"]
-    assert client.metrics("runs/stopped")["lines"][-1]["rows"] == 60_000
+    assert client.metrics("runs/stopped")["lines"][-1]["rows"] == 300_000
     assert client.compare(["runs/stopped"])["runs"][0]["finished"]
     assert [store["health"] for store in client.stores() if store["name"] == "acts.zarr"] == ["whole"]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from services import Served, make_store
-from splinterp.service import commands
 
 CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
 FLAGS = (
@@ -117,13 +116,12 @@ def test_a_training_is_started_watched_stopped_resumed_and_ends(served, browser,
     click(browser, see, "#run")
     see(lambda _: "/run/" in browser.current_url)
     assert "fvu" in text(browser, "main table")
-    if "report" in commands.available():
-        click(browser, see, "#new-report")
-        see(lambda _: "/new/report" in browser.current_url)
-        click(browser, see, "#submit")
-        click(browser, see, "#report")  # once it is written
-        see(lambda _: browser.current_url.endswith("/report/runs/from-the-page/report.html"))
-        assert "from-the-page" in browser.title
+    click(browser, see, "#new-report")
+    see(lambda _: "/new/report" in browser.current_url)
+    click(browser, see, "#submit")
+    click(browser, see, "#report")  # once it is written
+    see(lambda _: browser.current_url.endswith("/report/runs/from-the-page/report.html"))
+    assert "from-the-page" in browser.title
     assert complaints(browser) == []
 
 

@@ -13,7 +13,7 @@ from services import Served, make_store
 from splinterp.service.commands import work_of
 from splinterp.service.jobs import Job
 from splinterp.service.paths import Root
-from splinterp.service.slurm import SlurmRunner
+from splinterp.service.slurm import UNSEEN, SlurmRunner
 
 # Jobs run one at a time, as processes; `hold` keeps them waiting, `down` is a controller that does not answer.
 SBATCH = """
@@ -104,7 +104,9 @@ def test_a_training_goes_through_slurm_is_stopped_resumed_and_found_again(slurm,
             time.sleep(0.3)
         assert "--resume" in client.job(made["id"])["command_line"]
         client.stop(made["id"], now=True)
+        asked = time.monotonic()
         assert client.wait(made["id"])["state"] == "stopped"
+        assert time.monotonic() - asked < UNSEEN / 2  # what is killed writes no word of its end that would be waited for
     assert not (root / "x").exists()
 
 
