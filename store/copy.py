@@ -24,6 +24,7 @@ from .publish import publish_complete
 from .reader import Store
 from .remote_writer import RemoteLog
 from .shards import LARGEST_BLOCK, encode_block, encode_index
+from .sound import check_pool
 from .stored import stored_of
 
 MEMORY = 2**30
@@ -62,7 +63,8 @@ def copy(
             f"An archive is read from a local disk alone, so {target} cannot be one; compress to a local path, then upload."
         )
     told = store.attributes
-    for key in ("planned_rows", "pool_chunks", "offered_rows"):
+    check_pool(told, store.path / METADATA)
+    for key in ("planned_rows", "offered_rows"):
         if type(told.get(key)) is not int and (key != "planned_rows" or told.get(key) is not None):
             raise StoreError(f"{store.path / METADATA} is damaged: its {key} is not a whole number.")
     plan = make_plan(

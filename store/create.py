@@ -15,7 +15,7 @@ from .places import AnyPath, Location, RemotePath, on_disk, place, sizes
 from .plan import RESERVED, Plan, make_plan
 from .publish import publish_beginning, remove_leftovers, remove_remains
 from .remote_writer import Fence, RemoteLog, remove_store
-from .sound import check_line
+from .sound import check_line, check_pool
 from .writer import Writer
 
 
@@ -189,8 +189,9 @@ def begun_plan(plan: Plan, saved: dict[str, Any]) -> Plan:
     norms from rows that come out otherwise in their last bits elsewhere.
 
     Raises:
-        StoreError: the store was begun with other parameters: naming the first that differs.
+        StoreError: the store was begun with other parameters: naming the first that differs; or they are damaged.
     """
+    check_pool(saved, plan.path / METADATA)
     bounds = saved.get("max_norms")
     same_sites = set(bounds or ()) == set(plan.max_norms or ())
     begun = replace(plan, pool_chunks=saved.get("pool_chunks"), max_norms=bounds if same_sites else plan.max_norms)

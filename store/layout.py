@@ -47,6 +47,7 @@ COLUMN_FILL = 0xFFFFFFFF
 CHUNK_BYTES = 96 * 2**20
 SMALLEST_CHUNK = 256
 LARGEST_CHUNK = 2**20
+LARGEST_POOL = 32  # chunks
 CHUNKS_OF_A_SMALL_STORE = 16
 # Rows that are shuffled, read and compressed as one.
 BLOCK = 256
@@ -199,9 +200,9 @@ def default_chunk_rows(row_bytes: int, rows: int | None) -> int:
 def default_pool_chunks(row_bytes: int, chunk_rows: int, rows: int | None, memory: int) -> int:
     """Chunks in one pool buffer, so that two buffers of all arrays (`row_bytes` a row in all) stay within `memory` bytes.
 
-    Between 1 and 32, and no more than the planned rows need.
+    Between 1 and LARGEST_POOL, and no more than the planned rows need.
     """
-    pool = min(32, memory // (2 * chunk_rows * row_bytes))
+    pool = min(LARGEST_POOL, memory // (2 * chunk_rows * row_bytes))
     if rows is not None:
         pool = min(pool, -(-rows // chunk_rows))
     return max(1, pool)

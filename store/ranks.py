@@ -29,6 +29,7 @@ from .plan import RESERVED, Plan, make_plan
 from .pool import row_norms
 from .publish import publish_beginning, publish_complete, remove_remains
 from .reader import Store
+from .sound import check_pool
 from .writer import Writer
 
 PATIENCE = 60.0
@@ -199,6 +200,7 @@ def _complete(part: Path) -> bool:
 
 def _plan_of(contents: Contents) -> Plan:
     known = contents.attributes
+    check_pool(known, contents.path / METADATA)
     own = {key: value for key, value in known.items() if key not in RESERVED}
     return Plan(
         contents.path,

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 from ..errors import StoreError
 from ..quantities import is_count, is_figure
 from .histogram import ZERO
-from .layout import BLOCK, METADATA, Array
+from .layout import BLOCK, LARGEST_POOL, METADATA, Array
 from .manifest import Line
 from .places import AnyPath
 from .stored import stored_sound
@@ -54,6 +54,23 @@ def check_line(line: Line, sites: Mapping[str, int], arrays: Sequence[Array], ch
     )
     if not whole:
         raise StoreError(f"{where} is damaged: what it says of chunk {line.chunk} does not fit {METADATA}.")
+
+
+def check_pool(told: Mapping[str, Any], where: AnyPath) -> None:
+    """See that a store's attributes say of its pool, and of bounds on norms, what a plan can be made of.
+
+    Raises:
+        StoreError: naming the one that cannot be.
+    """
+    pool, bounds = told.get("pool_chunks"), told.get("max_norms")
+    if not (type(pool) is int and 1 <= pool <= LARGEST_POOL):
+        raise StoreError(
+            f"{where} is damaged: its pool_chunks is {pool}; restore the file, or begin the store again with --force."
+        )
+    if bounds is not None and not (isinstance(bounds, dict) and all(is_figure(norm) and norm > 0 for norm in bounds.values())):
+        raise StoreError(
+            f"{where} is damaged: its max_norms is {bounds}; restore the file, or begin the store again with --force."
+        )
 
 
 def statistics_sound(known: Any, d: int) -> TypeGuard[dict[str, Any]]:
