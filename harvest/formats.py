@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -39,15 +39,23 @@ def kind_of(path: Path) -> Kind | None:
     return kinds.get(suffix)
 
 
-def file_documents(files: Iterable[tuple[str, Path]], column: Column) -> Iterator[tuple[str, Document]]:
+def file_documents(
+    files: Iterable[tuple[str, Path]], column: Column, sizes: Mapping[Path, int] | None = None
+) -> Iterator[tuple[str, Document]]:
     """A text file is one document; .jsonl has one a line, named `file:line`; .parquet and .npy one a row, `file:row`, from 1.
 
     A file of no known kind is taken for text. Line ends stay as they are: what is harvested is what stands in the file.
 
+    Args:
+        sizes: bytes that the files had when they were found.
+
     Raises:
-        TextError: a file is damaged, not UTF-8, or without a document where one should be.
+        TextError: a file is damaged, not UTF-8, or without a document where one should be; or no longer what was found.
     """
     for name, path in files:
+        size = (sizes or {}).get(path)
+        if size is not None and _size(path) != size:
+            raise _changed(path)
         match kind_of(path):
             case "jsonl":
                 yield from _jsonl_documents(name, path, column)
@@ -57,6 +65,22 @@ def file_documents(files: Iterable[tuple[str, Path]], column: Column) -> Iterato
                 yield from npy_documents(name, path)
             case _:
                 yield name, _whole_text(path)
+        # One that grows meanwhile has lost nothing.
+        if size is not None and _size(path) < size:
+            raise _changed(path)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise TextError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _changed(path: Path) -> TextError:
+    return TextError(
+        f"{path} has changed since the harvest began: restore it and go on with --resume, or begin again with --force."
+    )
 
 
 def _whole_text(path: Path) -> str:

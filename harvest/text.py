@@ -51,7 +51,8 @@ def open_text(dataset: str, *, split: str = "train", text_column: str = "text", 
         files = directory_files(path) if path.is_dir() else [(path.name, path)]
         if column.tokens:
             _check_tokenised(files)
-        return TextSource(str(path.resolve()), fingerprint_files(files), lambda: file_documents(files, column))
+        sizes, fingerprint = file_sizes(files), fingerprint_files(files)
+        return TextSource(str(path.resolve()), fingerprint, lambda: file_documents(files, column, sizes))
     if kind_of(path) or not _HUB_NAME.fullmatch(dataset):
         meant = did_you_mean_path(path, lambda other: other.is_dir() or kind_of(other) is not None)
         raise TextError(f"There is no file or directory {dataset}; check the path.{meant}")
@@ -81,6 +82,14 @@ def _check_tokenised(files: Iterable[tuple[str, Path]]) -> None:
     for _, path in files:
         if kind_of(path) not in ("jsonl", "parquet", "npy"):
             raise TextError(f"{path} is text and has no column of token ids; leave out that file, or --tokens-column.")
+
+
+def file_sizes(files: Iterable[tuple[str, Path]]) -> dict[Path, int]:
+    """Bytes of each file. Raises TextError where one cannot be seen."""
+    try:
+        return {path: path.stat().st_size for _, path in files}
+    except OSError as error:
+        raise TextError(f"{error.filename} cannot be read: {error.strerror}.") from None
 
 
 def fingerprint_files(files: Iterable[tuple[str, Path]]) -> str:

@@ -155,7 +155,7 @@ def alike(report: Report) -> float:
 
 
 def _runs(paths: Sequence[Path]) -> tuple[list[RunSeen], list[tuple[str, list[dict[str, Any]]]], list[str]]:
-    """The runs in these directories, their curves, and what baselines lack."""
+    """The runs in these directories, their curves, and what they lack (that the first is not finished, its page says elsewhere)."""
     names = [path.resolve().name for path in paths]
     names = names if len(set(names)) == len(names) else [str(path) for path in paths]
     runs, curves, notes = [], [], []
@@ -164,7 +164,7 @@ def _runs(paths: Sequence[Path]) -> tuple[list[RunSeen], list[tuple[str, list[di
             raise SplinterpError(f"There is no run at {path}; give the directory of a run as --baseline.")
         run, lack = read_run(name, path)
         runs.append(run)
-        if lack and i:
+        if lack and (i or run.finished):
             notes.append(f"{name} {lack}.")
         if lines := read_lines(path / METRICS):
             curves.append((name, lines))

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import SplinterpError
 from ..names import is_plain
-from ..quantities import is_figure, json_safe, parse_json
+from ..quantities import is_count, is_figure, json_safe, parse_json
 
 RUN, METRICS, SUMMARY, CONFIG, SWEEP = "run.json", "metrics.jsonl", "summary.json", "cfg.json", "sweep.json"
 # Settings of cfg.json, for SAEs that have no run.json.
@@ -121,6 +121,9 @@ def read_run(name: str, path: Path) -> tuple[RunSeen, str | None]:
         lack += ", and its figures are those on the way" if curve else ", and there are no figures of it yet"
     elif not is_figure(summary.get("fvu")):
         lack = f"has a {SUMMARY} without a finite FVU"
+    elif described and is_count(steps := summary.get("steps")) and last.get("step") != steps:
+        told = f"has a {METRICS} that does not come to its last step, {steps}" if lines else f"has lost its {METRICS}"
+        lack = f"{told}: its curve is not whole"
     fvu = number(summary.get("fvu")) if summary else (curve[-1][2] if curve else None)
     rows = number(summary.get("rows_trained") if summary else last.get("rows"))
     spent = number(seconds if summary else last.get("seconds"))

@@ -18,7 +18,7 @@ from .seal import check_settings, sealed, unsealed
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
 # SAELens reads files that name no version, or one before 6, as an older format and drops their metadata.
-SAE_LENS_FORMAT = "6.54.0"
+VERSION, SAE_LENS_FORMAT = "sae_lens_version", "6.54.0"
 
 
 def save_sae(sae: SAE, directory: Path) -> None:
@@ -29,7 +29,7 @@ def save_sae(sae: SAE, directory: Path) -> None:
         tensors["threshold"] = sae.threshold
     config = sae.config
     plain = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}
-    _replace(directory / WEIGHTS, sealed(plain, _decisive(config)))
+    _replace(directory / WEIGHTS, sealed(plain, _settings(config)))
     cfg: dict[str, Any] = {
         "architecture": config.architecture,
         "d_in": config.d_in,
@@ -39,7 +39,7 @@ def save_sae(sae: SAE, directory: Path) -> None:
         "apply_b_dec_to_input": config.apply_b_dec_to_input,
         "normalize_activations": "none",
         "reshape_activations": config.reshape_activations,
-        "metadata": {**config.metadata, "sae_lens_version": SAE_LENS_FORMAT},
+        "metadata": {**config.metadata, VERSION: SAE_LENS_FORMAT},
     }
     if config.architecture in WITH_K:
         cfg |= {"k": config.k, "rescale_acts_by_decoder_norm": config.rescale_acts_by_decoder_norm}
@@ -100,7 +100,7 @@ def load_sae(directory: str | Path, device: str | torch.device = "cpu") -> SAE:
         if name not in tensors or tuple(tensors[name].shape) != shape:
             found = tuple(tensors[name].shape) if name in tensors else "nothing"
             raise SAEError(f"The SAE in {directory} does not fit its {CONFIG}: {name} should be {shape}, found {found}.")
-    check_settings(config_path, _decisive(config), weights_path, settings)
+    check_settings(config_path, _settings(config), weights_path, settings)
     weights = {name: tensors[name].to(device, torch.float32) for name in shapes}
     if gated:
         encoder = of_gated(*(weights.pop(name) for name in ("W_enc", *vectors)))
@@ -108,11 +108,12 @@ def load_sae(directory: str | Path, device: str | torch.device = "cpu") -> SAE:
     return SAE(config, **weights)
 
 
-def _decisive(config: SAEConfig) -> dict[str, Any]:
-    """What of the settings decides what the weights compute, as it is read again."""
+def _settings(config: SAEConfig) -> dict[str, Any]:
+    """What decides what the weights compute, and tells whose activations they are for, as it is read again. What is added later does no harm."""
     names = ("architecture", "d_in", "d_sae", "apply_b_dec_to_input", "reshape_activations")
     with_k = ("k", "rescale_acts_by_decoder_norm") if config.architecture in WITH_K else ()
-    return {name: getattr(config, name) for name in (*names, *with_k)}
+    decisive = {name: getattr(config, name) for name in (*names, *with_k)}
+    return decisive | {f"metadata.{name}": value for name, value in config.metadata.items() if name != VERSION}
 
 
 def _config(cfg: dict[str, Any], directory: Path) -> SAEConfig:

@@ -52,7 +52,7 @@ def unsealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 def check_settings(path: Path, found: Mapping[str, Any], weights: Path, settings: Mapping[str, Any] | None) -> None:
     """See that a file tells of the settings that the weights beside it are for. Raises SAEError naming the first that differs."""
     for name, value in (settings or {}).items():
-        if found.get(name) != value:
+        if json.dumps(found.get(name), sort_keys=True) != json.dumps(value, sort_keys=True):  # as text: NaN is not NaN
             raise SAEError(
                 f"{path} says {name}={found.get(name)}, but {weights.name} beside it was written for {name}={value}: one of them is damaged, or of "
                 "another SAE; restore it, or make the SAE again."

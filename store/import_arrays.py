@@ -1,4 +1,4 @@
-"""NumPy's own files: .npy through a memory map, .npz as a stream out of the zip."""
+"""NumPy's own files, read as streams: .npy, and .npz out of the zip."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from numpy.lib import format as npy_format
 
 from ..errors import StoreError
-from .sources import BEST_RATIO, Source, choose, matrix_source, native, require_float, steps, stream
+from .sources import BEST_RATIO, Source, choose, matrix_source, native, opened, require_float, state_of, steps, stream
 
 # Whatever numpy's parser comes to in a header: it is Python's own, for a dictionary.
 HEADER_DAMAGE = (
@@ -37,17 +37,25 @@ _HEADERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_ar
 
 
 def npy_source(path: Path, site: str | None) -> Source:
-    """An array in a .npy file, memory-mapped."""
+    """An array in a .npy file, read as a stream; one in Fortran order through a memory map."""
     try:
+        seen = state_of(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (*HEADER_DAMAGE, OSError):
         raise StoreError(f"{path} is not a plain .npy array; pickled and damaged arrays are not read.") from None
-    dtype = require_float(path, array.dtype)
+    dtype, shape, kind = require_float(path, array.dtype), array.shape, array.dtype
 
     def slabs() -> Iterator[torch.Tensor]:
-        return (native(array[a:b]) for a, b in steps(array.shape, array.dtype.itemsize))
+        if not array.flags.c_contiguous:
+            yield from (native(array[a:b]) for a, b in steps(shape, kind.itemsize))
+            return
+        # Not through the map: where a file is written anew while it is read, that ends a process without a word.
+        with opened(path, seen) as file:
+            file.seek(array.offset)
+            for piece in stream(path, file, shape, kind):
+                yield native(piece)
 
-    return matrix_source(path, site, array.shape, dtype, slabs)
+    return matrix_source(path, site, shape, dtype, slabs)
 
 
 def npz_source(path: Path, site: str | None) -> Source:

@@ -7,12 +7,13 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import StoreError
-from ..tensor_files import read_tensors
-from .sources import FLOATS, Source, choose, matrix_source, steps
+from ..tensor_files import place_of
+from .sources import FLOATS, Source, choose, matrix_source, opened, state_of, steps, stream
 
 _KINDS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
@@ -20,21 +21,25 @@ _KINDS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float6
 def safetensors_source(path: Path, site: str | None) -> Source:
     """The only tensor of two or three dimensions of a .safetensors file, or the one named like the site."""
     try:
+        seen = state_of(path)
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             name = choose(path, site, shapes, "tensors")
             kind = file.get_slice(name).get_dtype()
-    except (SafetensorError, OSError):
+        begin = place_of(path, name)
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError):
         raise StoreError(f"{path} is not a safetensors file, or is damaged.") from None
     if kind not in _KINDS:
         raise StoreError(
             f"{path} holds {kind} numbers in '{name}'; only floating-point tensors of 16 to 64 bits can be imported."
         )
-    shape, itemsize = shapes[name], 2 if kind.endswith("16") else int(kind[1:]) // 8
+    shape, dtype = shapes[name], getattr(torch, _KINDS[kind])
 
     def slabs() -> Iterator[torch.Tensor]:
-        tensor = read_tensors(path, mapped=True, only=name)[0][name]
-        yield from (tensor[a:b] for a, b in steps(shape, itemsize))
+        with opened(path, seen) as file:
+            file.seek(begin)
+            for piece in stream(path, file, shape, np.dtype(f"u{dtype.itemsize}")):  # bits: numpy has no bfloat16
+                yield torch.from_numpy(piece).view(dtype)
 
     return matrix_source(path, site, shape, _KINDS[kind], slabs)
 

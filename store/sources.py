@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedIOBase
 from pathlib import Path
@@ -98,6 +100,34 @@ def steps(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
 def native(values: np.ndarray) -> torch.Tensor:
     """A copy in native byte order: torch takes neither read-only nor foreign memory."""
     return torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("=")))
+
+
+def state_of(path: Path | int) -> tuple[int, ...]:
+    """What changes where a file does."""
+    seen = os.stat(path)
+    return seen.st_ino, seen.st_size, seen.st_mtime_ns
+
+
+@contextmanager
+def opened(path: Path, seen: tuple[int, ...]) -> Iterator[BufferedIOBase]:
+    """A file to read rows from, whose state is what was seen when its header was read.
+
+    Raises:
+        StoreError: it is another one now, or when its rows have been read; or it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            if state_of(file.fileno()) != seen:
+                raise _changed(path)
+            yield file
+            if state_of(file.fileno()) != seen:
+                raise _changed(path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _changed(path: Path) -> StoreError:
+    return StoreError(f"{path} was changed while it was imported; import it again once it is written.")
 
 
 def stream(path: Path, file: BufferedIOBase, shape: tuple[int, ...], dtype: np.dtype) -> Iterator[np.ndarray]:

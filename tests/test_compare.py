@@ -85,6 +85,15 @@ def test_what_a_run_lacks_is_told_and_the_rest_is_shown(tmp_path):
     assert json.loads(json.dumps(as_json(runs, lacking), allow_nan=False))["runs"][2]["fvu"] is None
 
 
+@pytest.mark.parametrize(
+    ("lines", "sentence"), [(LINES[:2], "that does not come to its last step, 3"), (None, "lost its metrics.jsonl")]
+)
+def test_a_finished_run_without_its_whole_curve_is_told(tmp_path, lines, sentence):
+    _, lacking = read_runs([leave(tmp_path / "a", summary={**SUMMARY, "steps": 3}, lines=lines)])
+    assert sentence in lacking[0]
+    assert read_runs([leave(tmp_path / "b", summary={**SUMMARY, "steps": 3})])[1] == []
+
+
 def test_figures_are_never_cut(tmp_path):
     """Ten settings, in a terminal of 80 columns."""
     values = [{f"a_setting_{i}": 0.12345 * (i + 2) * j for i in range(10)} for j in (1, 2)]

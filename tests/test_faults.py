@@ -43,7 +43,8 @@ def flips(path: Path, n: int):
 def sae() -> SAE:
     torch.manual_seed(0)
     W = torch.nn.functional.normalize(torch.randn(D_SAE, D), dim=1)
-    return SAE(SAEConfig("topk", D, D_SAE, 3), W.T.contiguous(), torch.zeros(D_SAE), W, torch.randn(D))
+    metadata = {"hook_name": "blocks.1.hook_resid_post", "model_name": "tiny", "context_size": 128}
+    return SAE(SAEConfig("topk", D, D_SAE, 3, metadata=metadata), W.T.contiguous(), torch.zeros(D_SAE), W, torch.randn(D))
 
 
 def make_store(path: Path, seed: int = 0, **options) -> stores.Store:
@@ -68,6 +69,7 @@ def test_no_flipped_bit_of_an_sae_changes_what_it_computes(sae, tmp_path):
             for part in ("W_enc", "b_enc", "W_dec", "b_dec"):
                 assert torch.equal(getattr(found, part), getattr(sae, part)), (name, at)
             assert (found.config.architecture, found.config.k) == ("topk", 3), (name, at)
+            assert found.config.metadata.items() >= sae.config.metadata.items(), (name, at)
     assert refused > 100
 
 
@@ -78,7 +80,12 @@ def test_weights_of_one_sae_beside_the_settings_of_another_are_refused(sae, tmp_
     (tmp_path / "cfg.json").write_text(json.dumps(cfg | {"k": 5}))
     with pytest.raises(SAEError, match=r"cfg.json says k=5, but sae_weights.safetensors beside it was written for k=3"):
         load_sae(tmp_path)
-    (tmp_path / "cfg.json").write_text(json.dumps(cfg | {"metadata": {"note": "mine"}}))
+    (tmp_path / "cfg.json").write_text(
+        json.dumps(cfg | {"metadata": cfg["metadata"] | {"hook_name": "blocks.2.hook_resid_post"}})
+    )
+    with pytest.raises(SAEError, match=r"cfg.json says metadata.hook_name=blocks.2.hook_resid_post"):
+        load_sae(tmp_path)
+    (tmp_path / "cfg.json").write_text(json.dumps(cfg | {"metadata": cfg["metadata"] | {"note": "mine"}}))
     assert load_sae(tmp_path).config.metadata["note"] == "mine"
 
 

@@ -48,6 +48,26 @@ def test_a_directory_in_order_of_names_without_hidden_or_binary_files(tmp_path):
     assert documents(tmp_path) == [("a.md", "M"), ("b.txt", "B"), ("c.jsonl:1", "J"), ("sub/a.py", "A")]
 
 
+@pytest.mark.parametrize("change", ["emptied", "cut before", "cut meanwhile", "longer", "gone"])
+def test_a_text_that_is_no_longer_what_was_found_is_told(tmp_path, change):
+    """Else the store would lack documents that its fingerprint vouches for."""
+    lines = [json.dumps({"text": f"{i} " * 5000}) + "\n" for i in range(40)]
+    for name in "abc":
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    read, victim = open_text(str(tmp_path)).read(), tmp_path / ("a.jsonl" if change == "cut meanwhile" else "b.jsonl")
+
+    def go_on() -> None:
+        for i, _ in enumerate(read):
+            if i == 3 and change == "gone":
+                victim.unlink()
+            elif i == 3:
+                left = {"emptied": 0, "longer": 50}.get(change, 20)
+                victim.write_text("".join((lines + lines)[:left]))
+
+    with pytest.raises(TextError, match=r"has changed since the harvest began|No such file"):
+        go_on()
+
+
 def test_the_fingerprint_changes_with_a_name_a_size_or_a_byte(tmp_path):
     path = tmp_path / "d" / "a.txt"
     path.parent.mkdir()

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from splinterp.errors import SAEError
 from splinterp.sae import SAE, SAEConfig, decode, load_sae, save_sae, select_topk, to_dense
 
@@ -128,6 +129,7 @@ def test_saelens_files_of_before_version_6_are_read_as_saelens_reads_them(tmp_pa
     sae_lens = pytest.importorskip("sae_lens")
     sae, x = random_sae("topk"), rows()
     save_sae(sae, tmp_path)
+    save_file(load_file(tmp_path / "sae_weights.safetensors"), tmp_path / "sae_weights.safetensors")  # as SAELens writes it
     old = {
         "architecture": "standard", "d_in": D_IN, "d_sae": D_SAE, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": False,
         "activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}, "normalize_activations": "none", "finetuning_scaling_factor": False,

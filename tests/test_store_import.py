@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from safetensors.torch import save_file
 from splinterp import store
 from splinterp.errors import StoreError
 from splinterp.store import sources
+from splinterp.store.imports import open_source
 
 
 def rows_of(opened) -> list[tuple[float, ...]]:
@@ -133,3 +137,38 @@ def test_an_interrupted_import_is_not_told_to_resume(tmp_path):
     with pytest.raises(StoreError, match=r"run `splinterp import \.\.\. --force` again"):
         store.open(tmp_path / "x.zarr")
     assert store.import_files([file], tmp_path / "x.zarr", force=True).rows == 2000
+
+
+@pytest.mark.parametrize("kind", ["npy", "safetensors"])
+@pytest.mark.parametrize("how", ["cut", "emptied", "written anew", "replaced"])
+def test_a_file_that_changes_while_it_is_read_is_told(tmp_path, monkeypatch, kind, how):
+    """Through a memory map one that is cut would end the process."""
+    monkeypatch.setattr(sources, "SLAB_BYTES", 4 * 3 * 10)
+    path, x = tmp_path / f"rows.{kind}", torch.randn(200, 3)
+
+    def write(rows: torch.Tensor, to: Path) -> None:
+        np.save(to, rows.numpy()) if kind == "npy" else save_file({"x": rows}, to)
+
+    def change() -> None:
+        if how in ("cut", "emptied"):
+            os.truncate(path, path.stat().st_size // 2 if how == "cut" else 0)
+        elif how == "written anew":
+            with path.open("r+b") as file:
+                file.seek(-4, os.SEEK_END)
+                file.write(b"1234")
+        else:
+            write(x + 1, tmp_path / f"new.{kind}")
+            os.replace(tmp_path / f"new.{kind}", path)
+
+    write(x, path)
+    source = open_source(path, None)
+    if how == "replaced":
+        change()
+
+    def read() -> None:
+        for i, _ in enumerate(source.slabs()):
+            if i == 2:
+                change()
+
+    with pytest.raises(StoreError, match=r"was changed while it was imported|is truncated: its rows end early"):
+        read()
