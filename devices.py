@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import torch
@@ -78,6 +80,23 @@ def work_alone() -> None:
     torch.get_num_threads()  # at a thread's first operation torch would set the number again
     for library in _openmp():
         library.set_num_threads(1)
+
+
+def threads_at_hand(n: int, name: str) -> ThreadPoolExecutor:
+    """A pool of n threads that work alone, all of them begun.
+
+    A pool begins its threads when work comes. Where memory has run out by then, Python waits for ever for a thread that could not take its
+    first step.
+    """
+    pool = ThreadPoolExecutor(n, thread_name_prefix=name, initializer=work_alone)
+    met = Barrier(n)  # each waits for all, so that none does another's part
+    try:
+        wait([pool.submit(met.wait) for _ in range(n)])
+    except BaseException:
+        met.abort()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    return pool
 
 
 @contextmanager

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, wait
 
 import numpy as np
 import torch
 
-from ..devices import work_alone
 from .files import block_and_whole_crcs, crc_bytes, crc_of, write_files
 from .histogram import norm_histogram
 from .layout import BLOCK, Array
@@ -25,6 +24,7 @@ def commit_chunk(
     rows: Mapping[str, np.ndarray],
     norms: Mapping[str, np.ndarray],
     at: tuple[int, int, int, int, int],
+    beside: Executor,
 ) -> bool:
     """Store chunk `chunk` for good, unless the log says that these very rows are.
 
@@ -32,6 +32,7 @@ def commit_chunk(
         rows: by array path [n, d] or [n] in the storage dtype, n <= chunk_rows.
         norms: by site the Euclidean norms [n] of its rows.
         at: where the source stood: a line's generation, generation_rows, offered, dropped and dropped_outliers.
+        beside: takes checksums and sums while the rows are on their way to the disk.
 
     Returns:
         Whether anything was written.
@@ -40,9 +41,8 @@ def commit_chunk(
         OSError: the disk did not take it; the chunk then does not count.
     """
     parts = {a.path: _padded(a, rows[a.path], plan.chunk_rows) for a in plan.arrays}
-    # The rows are on their way to the disk while their checksums and sums are taken.
-    with ThreadPoolExecutor(1, initializer=work_alone) as beside:
-        line = beside.submit(_line, plan, chunk, parts, norms, at)
+    line = beside.submit(_line, plan, chunk, parts, norms, at)
+    try:
         before = log.lines.get(chunk)
         if before is not None:
             if before.same_rows(line.result()):
@@ -55,6 +55,8 @@ def commit_chunk(
             sync_folders=False,
         )
         log.commit(line.result())
+    finally:
+        wait([line])  # it reads the pool's rows
     return True
 
 

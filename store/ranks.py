@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..devices import threads_at_hand
 from ..errors import StoreError
 from .check import Contents, committed_lines, load
 from .commit import commit_chunk
@@ -240,10 +241,11 @@ def _write_tails(plan: Plan, log: Log, first: int, tails: list[tuple[Contents, L
             if file_crc(file)[0] != line.crc32c[array.path]:
                 raise StoreError(f"{file} is damaged: it does not match its checksum, so that the store cannot be joined.")
     total = sum(line.rows for _, line in tails)
-    for i, a in enumerate(range(0, total, plan.chunk_rows)):
-        rows = {array.path: _concatenated(array, tails, a, min(total, a + plan.chunk_rows)) for array in plan.arrays}
-        norms = {s: row_norms(torch.from_numpy(rows[f"{s}/acts"]).view(plan.storage.torch)).numpy() for s in plan.sites}
-        commit_chunk(plan, log, first + i, rows, norms, (0, total, 0, 0, 0))
+    with threads_at_hand(1, "splinterp-sums") as beside:
+        for i, a in enumerate(range(0, total, plan.chunk_rows)):
+            rows = {array.path: _concatenated(array, tails, a, min(total, a + plan.chunk_rows)) for array in plan.arrays}
+            norms = {s: row_norms(torch.from_numpy(rows[f"{s}/acts"]).view(plan.storage.torch)).numpy() for s in plan.sites}
+            commit_chunk(plan, log, first + i, rows, norms, (0, total, 0, 0, 0), beside)
 
 
 def _concatenated(array: Array, tails: list[tuple[Contents, Line]], a: int, b: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..devices import work_alone, working_alone
+from ..devices import threads_at_hand, working_alone
 from ..errors import StoreError
 from .commit import commit_chunk
 from .files import Lock
@@ -52,7 +52,8 @@ class Writer:
         self._bounds = {f"{site}/acts": largest for site, largest in (plan.max_norms or {}).items()}
         self.bytes_written = 0
         self._count = threading.Lock()
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="splinterp-store", initializer=work_alone)
+        self._threads = threads_at_hand(THREADS, "splinterp-store")
+        self._beside = threads_at_hand(THREADS, "splinterp-sums")
         self._generation: Generation | None = None
         self._buffers: list[Buffers | None] = [None, None]
         self._running: list[list[Future[None]]] = [[], []]
@@ -187,6 +188,7 @@ class Writer:
             see = "look at what makes them" if self.offered else "see that the source is not empty"
             raise StoreError(f"{why}, so {self._plan.path} holds nothing; {see}.")
         self._threads.shutdown()
+        self._beside.shutdown()
         self._log.close()
         self._closed = True
         try:
@@ -208,6 +210,7 @@ class Writer:
             self._closed = True
             try:
                 self._threads.shutdown(wait=True, cancel_futures=self._failure is not None)
+                self._beside.shutdown()
                 if self._failure is None and self._generation is not None:
                     # Where the disk does not take them, those rows are not kept, and `kept` says so.
                     with contextlib.suppress(StoreError):
@@ -323,7 +326,7 @@ class Writer:
         last = min(first + plan.chunk_rows, generation.fill)
         rows = {a.path: generation.rows(a.path, first, last) for a in plan.arrays}
         norms = {site: generation.norms(f"{site}/acts", first, last) for site in plan.sites}
-        if commit_chunk(plan, self._log, chunk, rows, norms, at):
+        if commit_chunk(plan, self._log, chunk, rows, norms, at, self._beside):
             with self._count:
                 self.bytes_written += sum(a.chunk_bytes(plan.chunk_rows) for a in plan.arrays)
 

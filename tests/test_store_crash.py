@@ -201,6 +201,20 @@ def test_a_slow_writer_keeps_its_pool_from_time_to_time(tmp_path, reference, mon
     assert contents(path) == reference
 
 
+def test_a_writer_begins_no_thread_amidst_its_work(tmp_path, monkeypatch):
+    """One that is begun when no memory is left may never say so: a harvest waited for it for ever."""
+    writer = store.create(tmp_path / "acts.zarr", sites={"h": 3}, chunk_rows=256, memory=1)
+
+    def start(self) -> None:
+        raise AssertionError("a thread is begun")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        for _ in range(20):
+            writer.add({"h": torch.randn(100, 3)}, {})
+        assert writer.finish().rows == 2000
+
+
 def test_resume_begins_where_there_is_nothing(tmp_path, reference):
     run(tmp_path / "s", source(3500), resume=True)
     assert contents(tmp_path / "s") == reference
