@@ -21,6 +21,7 @@ from .bench.commands import bench
 from .errors import Interrupted, SaidElsewhere, SplinterpError
 from .export_commands import export
 from .geometry_commands import geometry, spectrum
+from .notes import note
 from .options import DeviceOption, ForceOption, JsonOption, SiteOption, StoreOption, quantity, whole
 from .papers.commands import reproduce
 from .quantities import format_bytes, parse_bytes, parse_quantity
@@ -523,6 +524,7 @@ def train(
     from .report.tables import print_results, print_sweep, print_train_plan
     from .train import TrainOptions, job
     from .train.axes import SWEPT
+    from .train.doubts import doubts
 
     if tokens and epochs:
         raise typer.BadParameter("give --tokens or --epochs, not both")
@@ -561,8 +563,8 @@ def train(
         return
     print_sweep(out_console, results) if todo.saes else print_results(out_console, {method: summaries[""]})
     for name, summary in summaries.items():
-        if warning := (summary["last_solve"] or {}).get("warning"):
-            _note(f"{name}{warning}")
+        for doubt in doubts(summary):
+            note(f"{name}{doubt}")
 
 
 app.command("eval")(evaluate)
@@ -598,7 +600,7 @@ def refit(
     with Bar("refit", None) as bar:
         result = run(
             sae, store, out, site=site, ridge=_unless_auto(ridge, float, "--ridge"), memory=size, device=device, force=force,
-            progress=bar.report, tell=_note,
+            progress=bar.report, tell=note,
         )  # fmt: skip
     print_refit(out_console, result.directory, result.summary)
 
@@ -634,7 +636,7 @@ def compare(
         return
     print_comparison(out_console, found.runs)
     for sentence in found.notes:
-        _note(sentence)
+        note(sentence)
 
 
 app.command()(report)
@@ -660,10 +662,6 @@ def _unless_auto(text: str, parse: Callable[[str], T], option: str) -> T | None:
         return None if text == "auto" else parse(text)
     except (ValueError, SplinterpError):
         raise typer.BadParameter(f"'{text}' is neither auto nor a number.", param_hint=option) from None
-
-
-def _note(sentence: str) -> None:
-    err_console.print(f"Note: {sentence}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _say_store(store: Store, asked: int | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .notes import note
 from .options import DeviceOption, ForceOption, JsonOption, SiteOption, StoreOption, quantity
 from .quantities import json_safe, parse_bytes
 from .sae_commands import SAEArgument, split_of
@@ -73,6 +74,6 @@ def spectrum(
     with Bar("spectrum", None) as bar:
         result = run(
             store, sae or (), out, site=site, regions=regions, epochs=epochs, coefficients=coefficients, price=price, bits=bits,
-            memory=None if memory is None else parse_bytes(memory), seed=seed, force=force, progress=bar.report,
+            memory=None if memory is None else parse_bytes(memory), seed=seed, force=force, progress=bar.report, tell=note,
         )  # fmt: skip
     print(json.dumps(json_safe(result), allow_nan=False)) if as_json else print_spectrum(out_console, result)

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from .errors import Interrupted
+from .notes import note
 from .options import (
     DeviceOption,
     EncoderOption,
@@ -34,7 +35,6 @@ SAEArgument = Annotated[
 ]
 SPLITS = ("held_out", "validation", "train", "all")
 out_console = Console()
-err_console = Console(stderr=True)
 
 
 def evaluate(
@@ -51,7 +51,7 @@ def evaluate(
     start: StartOption = None,
     model: Annotated[str | None, typer.Option(help="Also take the cross-entropy of this model with the SAE in place.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Text for --model. \\[default: the store's]")] = None,
-    tokens: Annotated[int, typer.Option(parser=quantity, help="Tokens of text for --model.")] = 20_000,
+    tokens: Annotated[int | None, typer.Option(parser=quantity, help="Tokens of text for --model. \\[default: 20k]")] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -62,7 +62,7 @@ def evaluate(
     with Bar("eval", None) as bar:
         figures = run(
             sae, store, site=site, split=split_of(split), encoder=encoder, k=k, l1=l1, residual=residual, signed=signed, steps=steps, start=start,
-            model=model, dataset=dataset, tokens=tokens, device=device, progress=bar.report, tell=_note,
+            model=model, dataset=dataset, tokens=tokens, device=device, progress=bar.report, tell=note,
         )  # fmt: skip
     if as_json:
         print(json.dumps(json_safe(figures), allow_nan=False))
@@ -98,7 +98,7 @@ def encode(
         with Bar("encode", None) as bar:
             made = run(
                 sae, store, out, site=site, split=split_of(split), encoder=encoder, k=k, l1=l1, residual=residual, signed=signed, steps=steps,
-                start=start, device=device, force=force, progress=bar.report, tell=_note,
+                start=start, device=device, force=force, progress=bar.report, tell=note,
             )  # fmt: skip
     except KeyboardInterrupt:
         raise Interrupted(f"Interrupted; nothing was written to {out}. The same command begins anew.") from None
@@ -152,6 +152,7 @@ def gap(
             device=device,
             force=force,
             progress=bar.report,
+            tell=note,
         )
     if as_json:
         print(json.dumps(found.as_json(), allow_nan=False))
@@ -193,16 +194,12 @@ def mlp(
         raise Interrupted("Interrupted; nothing was written. The same command begins anew.") from None
     s = result.summary
     if s["note"]:
-        _note(s["note"])
+        note(s["note"])
     out_console.print(
         f"FVU on {s['n_rows']:,} held-out rows: {s['native']['fvu']:.4f} at L0 {s['native']['l0']:.1f} by the SAE's encoder, {s['fvu']:.4f} at L0 "
         f"{s['l0']:.1f} by the MLP; {format_seconds(s['seconds'])} -> {result.path}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
-
-
-def _note(sentence: str) -> None:
-    err_console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def split_of(name: str) -> str:

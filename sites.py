@@ -1,4 +1,4 @@
-"""Which site of a store an SAE belongs to."""
+"""Which site of a store an SAE belongs to, and whether its rows are those that it was trained on."""
 
 from __future__ import annotations
 
@@ -19,3 +19,16 @@ def site_of(sae: SAE, store: Store) -> str | None:
             f"The SAE belongs to {name}, and {store.path} has {', '.join(store.sites)}; if you mean it, name one with --site."
         )
     return name if isinstance(name, str) else None
+
+
+def trained_elsewhere(sae: SAE, store: Store, name: str) -> str | None:
+    """A note where the SAE called `name` was trained on another store than this one; None where that is not known.
+
+    Which rows are held out goes by their place in a store.
+    """
+    if sae.config.metadata.get("store_fingerprint") in (None, store.fingerprint):
+        return None
+    return (
+        f"{store.path} is not the store that {name} was trained on. Where both have rows in common (a subset, a merge, the same text harvested "
+        "anew), rows that are held out here were trained on there, and figures on them flatter."
+    )

@@ -22,12 +22,14 @@ from ..infer.codes_store import check_free
 from ..infer.encode import encode_store
 from ..report.gap import GapReport, check_gap_free
 from ..report.geometry import draw_spectrum
-from ..sites import site_of
+from ..sites import site_of, trained_elsewhere
 from ..store import Store
 from ..store.places import Location, place
 from ..train import check_width
 from .opened import AnySAE, AnyStore, open_both, open_sae, split_of, told
 from .progress import Progress, Tell, counted, first, log
+
+TOKENS = 20_000  # of text that a cross-entropy is taken on
 
 
 def evaluate(
@@ -45,7 +47,7 @@ def evaluate(
     start: str | None = None,
     model: str | None = None,
     dataset: str | None = None,
-    tokens: int = 20_000,
+    tokens: int | None = None,
     device: str = "auto",
     progress: Progress | None = None,
     tell: Tell = log,
@@ -55,8 +57,8 @@ def evaluate(
     Args:
         split: held_out, validation, train or all.
         encoder: where codes come from; k, l1, residual, signed, steps and start belong to it: see `splinterp.infer.EncoderOptions`.
-        model: also take the cross-entropy of this model with the SAE in place, on `tokens` tokens of `dataset` (None: the
-            store's).
+        model: also take the cross-entropy of this model with the SAE in place, on `tokens` tokens (None: 20,000) of `dataset` (None:
+            the store's).
 
     Returns:
         fvu, explained_variance, mse, l0, dead_fraction, n_rows, encoder (and encoder_settings where it has some); with a model ce_clean,
@@ -67,10 +69,16 @@ def evaluate(
     """
     chosen = split_of(split)
     options = EncoderOptions(name=encoder, k=k, l1=l1, residual=residual, signed=signed, steps=steps, start=start)
+    for name, value in (("dataset", dataset), ("tokens", tokens)):
+        if value is not None and not model:
+            raise SplinterpError(
+                f"--{name} has no effect without --model; name the model whose cross-entropy you want, or leave it out."
+            )
     opened = open_both(sae, store, site, device)
     by = opened.encoder(options)
-    for note in by.notes:
-        tell(note)
+    for note in (opened.elsewhere(), *by.notes):
+        if note:
+            tell(note)
     figures: dict[str, Any] = {
         **evaluate_rows(
             opened.sae,
@@ -90,12 +98,18 @@ def evaluate(
         as_harvested = {key: attributes[key] for key in AS_HARVESTED if key in attributes}
         if dataset:  # a text of its own has no such column
             as_harvested.pop("tokens_column", None)
-        revision = attributes.get("revision") if model == attributes.get("model") else None
+        own = attributes.get("model")
+        if own not in (None, model):
+            tell(
+                f"The rows of {opened.store.path} are of the model {own}: in {model} the SAE means little, unless that is the same one."
+            )
+        revision = attributes.get("revision") if model == own else None
         try:
-            bridge, batches = evaluation_batches(model, text, tokens, **as_harvested, revision=revision, device=device)
+            bridge, batches = evaluation_batches(
+                model, text, tokens or TOKENS, **as_harvested, revision=revision, device=device
+            )
             figures |= cross_entropies(bridge, opened.site.name, opened.sae, opened.site.mean, batches, by.encode)._asdict()
         except SplinterpError as error:
-            own = attributes.get("model")
             if own in (None, model):
                 raise
             raise type(error)(
@@ -158,6 +172,7 @@ def gap(
     device: str = "auto",
     force: bool = False,
     progress: Progress | None = None,
+    tell: Tell = log,
 ) -> GapReport:
     """The amortisation gap, FVU against L0 of better encoders than the SAE's own with the same dictionary: `splinterp gap`.
 
@@ -173,6 +188,8 @@ def gap(
     directory = None if out is None else Path(out)
     check_gap_free(directory, force)
     opened = open_both(sae, store, site, device)
+    if note := opened.elsewhere():
+        tell(note)
     found = list(first(opened.rows("held_out"), rows))
     x = torch.cat(found) if found else torch.empty(0, opened.site.d)
     result = measure_gap(
@@ -230,6 +247,7 @@ def spectrum(
     seed: int = 0,
     force: bool = False,
     progress: Progress | None = None,
+    tell: Tell = log,
 ) -> dict[str, Any]:
     """k-means, SAEs and local PCA side by side, FVU against description length: `splinterp spectrum`.
 
@@ -258,6 +276,8 @@ def spectrum(
     chosen = opened.site(site or next(filter(None, (site_of(one, opened) for one in loaded.values())), None))
     for name, one in loaded.items():
         check_width(one.config.d_in, name, opened, chosen.name)
+        if note := trained_elsewhere(one, opened, name):
+            tell(note)
     with suitable_threads(chosen.d * regions, cpu):
         found = measure_spectrum(
             options, opened, chosen.name, loaded, progress and (lambda stage, done, total: progress(stage, done, total, {}))

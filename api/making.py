@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -11,6 +12,7 @@ from .. import store as stores
 from ..errors import SplinterpError
 from ..harvest import HarvestConfig, HarvestSettings, plan
 from ..harvest import harvest as run_harvest
+from ..nearest import did_you_mean
 from ..report.neuronpedia import write_neuronpedia
 from ..sae import save_sae
 from ..store import Store
@@ -19,6 +21,7 @@ from ..store.places import Location, RemotePath
 from ..train import MemberResult, RefitResult, TrainOptions, TrainResult, TrainSettings, free_run_name, job
 from ..train import refit as run_refit
 from ..train.axes import shown
+from ..train.doubts import doubts
 from ..train.mlp import LR, MlpConfig, MlpResult, train_mlp
 from .hub import Upload, push, upload_of
 from .opened import AnySAE, AnyStore, load_sae, open_both, open_sae, split_of, told
@@ -32,6 +35,7 @@ def harvest(
     dataset: str | Sequence[str] | None = None,
     *,
     progress: Progress | None = None,
+    tell: Tell = log,
     **settings: Unpack[HarvestSettings],
 ) -> Store:
     """Stream a model's activations on a text into a store: `splinterp harvest`.
@@ -58,7 +62,10 @@ def harvest(
             "Ranks harvest together by the command: torchrun … -m splinterp harvest; call this in one process."
         )
     made = run_harvest(
-        config, progress and (lambda done, figures: progress("harvest", done, planned.rows, figures)), planned=planned
+        config,
+        progress and (lambda done, figures: progress("harvest", done, planned.rows, figures)),
+        planned=planned,
+        tell=tell,
     )
     assert made is not None  # only one of several ranks gets nothing
     return made
@@ -112,11 +119,12 @@ def train(
         SplinterpError: as `train.train`; or a setting that cannot be, or has no effect.
         Interrupted: on Ctrl-C; `resume=True` goes on.
     """
+    _unknown(settings)
     with job(store, site, TrainOptions(**settings), (), _path(out), device) as todo:
         result = todo.train(
             progress, tell, force=force, resume=resume, checkpoint_every=60 * checkpoint_every, logger=logger
         )  # fmt: skip
-    if warning := (result.summary.get("last_solve") or {}).get("warning"):
+    for warning in doubts(result.summary):
         tell(warning)
     return result
 
@@ -145,13 +153,30 @@ def sweep(
     Raises:
         SplinterpError: as `train`; or a setting that the SAEs of a sweep must have in common.
     """
+    if not isinstance(axes, Mapping):
+        raise SplinterpError('The second argument of a sweep is what it goes through; give for example {"k": [16, 32]}.')
     texts = [f"{name.replace('_', '-')}={','.join(map(shown, values))}" for name, values in axes.items()]
     if not texts:
         raise SplinterpError('A sweep needs values to go through; give for example {"k": [16, 32]}.')
+    _unknown(settings)
     with job(store, site, TrainOptions(**settings), texts, _path(out), device) as todo:
-        return todo.train_sweep(
+        made = todo.train_sweep(
             progress, tell, force=force, resume=resume, checkpoint_every=60 * checkpoint_every, logger=logger
         )  # fmt: skip
+    for one in made:
+        for warning in doubts(one.summary or {}):
+            tell(f"{one.member.name}: {warning}")
+    return made
+
+
+def _unknown(settings: Mapping[str, Any]) -> None:
+    """Raises TypeError, as Python itself does, of a setting that there is not."""
+    known = [field.name for field in fields(TrainOptions)]
+    for name in settings:
+        if name not in known:
+            raise TypeError(
+                f"There is no setting {name!r} of a training; help(splinterp.train) says which there are.{did_you_mean(name, known)}"
+            )
 
 
 def refit(
@@ -178,6 +203,8 @@ def refit(
         SplinterpError: as `train.refit`.
     """
     opened = open_both(sae, store, site, device)
+    if note := opened.elsewhere():
+        tell(note)
     result = run_refit(
         opened.sae, told(opened.directory), opened.store, opened.site.name, _path(out) or free_run_name(opened.store, "refit"), ridge=ridge,
         memory=memory, device=opened.device, progress=progress, force=force,

@@ -16,7 +16,7 @@ from ..errors import SplinterpError
 from ..infer import Encoder, EncoderOptions, make_encoder
 from ..sae import SAE
 from ..sae import load_sae as read_sae
-from ..sites import site_of
+from ..sites import site_of, trained_elsewhere
 from ..store import Site, Store
 from ..store.batches import Split
 from ..store.places import Location
@@ -56,6 +56,10 @@ class Opened(NamedTuple):
     def sample(self) -> Tensor:
         """Some training rows."""
         return next(self.rows("train"))
+
+    def elsewhere(self) -> str | None:
+        """A note where the SAE was trained on another store."""
+        return trained_elsewhere(self.sae, self.store, told(self.directory))
 
     def encoder(self, options: EncoderOptions) -> Encoder:
         """The encoder that the options speak of."""

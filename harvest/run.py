@@ -14,6 +14,7 @@ import torch
 from .. import __version__, store
 from ..devices import suitable_threads
 from ..errors import Interrupted, TextError
+from ..store.create import is_free
 from ..store.places import AnyPath, copy_files
 from .arrange import arranged
 from .compiled import compile_blocks, compile_sentences
@@ -50,7 +51,7 @@ def harvest(
             and the shares of the time spent in the forward pass, waiting for text and waiting for the disk.
         planned: `plan(config)`, if it was made already.
         reader: `load_reader` of a plan with the same model and sites, to harvest again without loading it again.
-        tell: given sentences that are no errors: that memory ran out, and smaller batches go on.
+        tell: given sentences that are no errors: that memory ran out, and smaller batches go on; that there is nothing to resume.
 
     Raises:
         ModelError, TextError, StoreError: as `plan`; or the text is empty, or the disk is full.
@@ -58,6 +59,8 @@ def harvest(
     """
     todo = planned or plan(config)
     check_room(todo)
+    if config.resume and todo.ranks.rank == 0 and is_free(config.out):
+        tell(f"There is nothing to go on with at {config.out}: the harvest begins.")
     tokenizer = load_tokenizer(todo.checkpoint.name, todo.checkpoint.path, **todo.checkpoint.options)
     bos, separator = special_tokens(todo.checkpoint.name, tokenizer, config.separator)
     skip = skipped_tokens(todo.checkpoint.name, tokenizer, config.skip_tokens, config.skip_special, todo.facts.vocabulary)

@@ -113,6 +113,9 @@ class CodesStore:
         group = zarr.open_group(str(path), mode="r", use_consolidated=False)
         self._arrays: dict[str, Any] = {name: group[name] for name in ARRAYS}
 
+    def __repr__(self) -> str:
+        return f"CodesStore({str(self.path)!r}, shape {self.shape}, {self.nnz} codes)"
+
     @property
     def rows(self) -> np.ndarray:
         return self._read("rows", 0, self.shape[0])

@@ -14,12 +14,12 @@ from ..devices import choose_device, suitable_threads
 from ..errors import SplinterpError, StoreError
 from ..quantities import json_safe
 from ..sae import SAE, load_sae
-from ..sites import site_of
+from ..sites import site_of, trained_elsewhere
 from ..store import Store
 from ..store.places import Location
 from .directions import Directions, directions
 from .latents import LatentSeen, chosen_latents, contexts_of, look_at
-from .runs import METRICS, RUN, SUMMARY, RunSeen, different_stores, number, read_lines, read_object, read_run, recorded_store
+from .runs import METRICS, SUMMARY, RunSeen, different_stores, number, read_lines, read_object, read_run, recorded_store
 from .statistics import LatentStatistics, accumulate
 from .tokens import token_effects, unembedding_of
 from .windows import load_tokenizer
@@ -89,11 +89,8 @@ def make_report(
     chosen = opened.site(site or site_of(sae, opened)).name
     check_width(sae.config.d_in, str(run), opened, chosen)
     runs, curves, notes = _runs([run, *map(Path, baselines)])
-    fingerprint = read_object(run / RUN).get("store_fingerprint")
-    if fingerprint not in (None, opened.fingerprint):
-        notes.append(
-            f"{opened.path} is not the store that {run} was trained on; curves and figures from training are of that one."
-        )
+    if elsewhere := trained_elsewhere(sae, opened, str(run)):
+        notes.append(f"{elsewhere} Curves and figures from training are of that one.")
     unembedding, meaning = unembedding_of(model, sae, opened, chosen)
     notes.append(meaning)
     tokenizer = None
@@ -111,7 +108,7 @@ def make_report(
     runs[0] = own = _on_held_out(runs[0], statistics, opened, chosen)
     if warning := different_stores(runs):
         notes.append(warning)
-    earlier = _before_last_solve(run, own) if fingerprint in (None, opened.fingerprint) else None
+    earlier = None if elsewhere else _before_last_solve(run, own)
     seen = look_at(shown, statistics, around, interests, contexts, effects)
     return Report(own.name, sae, opened, chosen, own, earlier, runs[1:], curves, statistics, around, seen, notes)
 

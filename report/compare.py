@@ -52,7 +52,7 @@ def print_comparison(console: Console, runs: Sequence[RunSeen]) -> None:
     settings, best = differing(runs), _best(runs)
     table = Table(title="On held-out rows (dead: fired on none of them); settings that differ", title_justify="left")
     table.add_column("run", no_wrap=True)
-    for name in (*FIGURES, *settings):
+    for name in (*FIGURES, *map(_head, settings)):
         table.add_column(Text(name), justify="right", no_wrap=True)
     for i, run in enumerate(runs):
         cells = [run.name, *figures_of(run), *(_told(values[i]) for values in settings.values())]
@@ -83,7 +83,7 @@ def body(runs: Sequence[RunSeen], lacking: Sequence[str]) -> list[str]:
         "<h2>Figures</h2><p>On held-out rows; dead: the share of latents that fired on none of them.</p>",
         html_table(("run", *FIGURES), figures, best),
         "<h2>Settings that differ</h2>",
-        html_table(("run", *settings), differ, best) if settings else "<p>None.</p>",
+        html_table(("run", *map(_head, settings)), differ, best) if settings else "<p>None.</p>",
         "<h2>Curves</h2><p>Held-out FVU on the way, on part of the held-out rows; the last point of a finished run is its final FVU, on all of "
         "them, with the time of its last solve.</p>",
         '<div class="plots">',
@@ -131,6 +131,11 @@ def figures_of(run: RunSeen) -> list[str]:
         _or_dash(run.fvu, lambda v: f"{v:.4f}"), _or_dash(run.l0, lambda v: f"{v:.1f}"), _or_dash(run.dead, lambda v: f"{v:.1%}"),
         _or_dash(run.rows, format_count), _or_dash(run.seconds, format_seconds),
     ]  # fmt: skip
+
+
+def _head(setting: str) -> str:
+    """Of a setting's column; no figure's."""
+    return f"{setting}, set" if setting in FIGURES else setting
 
 
 def _or_dash(value: float | None, told: Callable[[float], str]) -> str:

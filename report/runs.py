@@ -21,7 +21,7 @@ class RunSeen:
     """A run directory, as it is now. What a run does not tell is None, or empty.
 
     Attributes:
-        settings: by name; of an SAE without run.json those of its cfg.json.
+        settings: by name; of an SAE without run.json (a refit's, another program's: not `described`) those of its cfg.json.
         store: the path, and fingerprint of the store that it was trained and evaluated on. site: likewise.
         fvu, l0, dead: on held-out rows; of a run without a summary the last FVU on the way, and l0 and dead of its last training steps.
         seconds: of everything, or so far.
@@ -40,6 +40,7 @@ class RunSeen:
     rows: int | None = None
     seconds: float | None = None
     curve: list[tuple[float, float, float]] = field(default_factory=list)
+    described: bool = True
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[RunSeen], list[str]]:
@@ -62,10 +63,18 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[RunSeen], list[str]]:
 
 
 def differing(runs: Sequence[RunSeen]) -> dict[str, list[Any]]:
-    """By name, the settings in which the runs differ, each with a value a run; None where a run has no such setting."""
+    """By name, the settings in which the runs differ, each with a value a run; None where a run has no such setting.
+
+    SAEs without run.json, of which few settings are known, are held against one another.
+    """
     names = dict.fromkeys(name for run in runs for name in run.settings)
-    values = {name: [run.settings.get(name) for run in runs] for name in names}
-    return {name: found for name, found in values.items() if any(_differ(found[0], value) for value in found[1:])}
+    alike = [[run for run in runs if run.described == described] for described in (True, False)]
+    differ = [
+        name
+        for name in names
+        if any(_differ(some[0].settings.get(name), run.settings.get(name)) for some in alike for run in some)
+    ]
+    return {name: [run.settings.get(name) for run in runs] for name in differ}
 
 
 def different_stores(runs: Iterable[RunSeen]) -> str | None:
@@ -103,7 +112,7 @@ def read_run(name: str, path: Path) -> tuple[RunSeen, str | None]:
     """
     described, summary, config = (read_object(path / file) for file in (RUN, SUMMARY, CONFIG))
     settings = described.get("settings")
-    if not isinstance(settings, dict):
+    if not (known := isinstance(settings, dict)):
         settings = {name: config[name] for name in OF_CONFIG if config.get(name) is not None}
     lines = read_lines(path / METRICS)
     last = lines[-1] if lines else {}
@@ -137,7 +146,7 @@ def read_run(name: str, path: Path) -> tuple[RunSeen, str | None]:
     }
     return RunSeen(
         name, settings, told["store"], told["store_fingerprint"], told["site"], bool(summary), fvu,
-        number(summary.get("l0") if summary else last.get("l0")), number(dead), None if rows is None else int(rows), spent, curve,
+        number(summary.get("l0") if summary else last.get("l0")), number(dead), None if rows is None else int(rows), spent, curve, known,
     ), lack  # fmt: skip
 
 

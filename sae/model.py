@@ -80,6 +80,10 @@ class SAE:
     b_dec: Tensor
     threshold: Tensor | None = None
 
+    def __repr__(self) -> str:
+        c = self.config
+        return f"SAE({c.architecture}{f', k={c.k}' if c.k else ''}, {c.d_in} -> {c.d_sae} latents, {self.W_enc.dtype} on {self.W_enc.device})"
+
     def pre_activations(self, x: Tensor) -> Tensor:
         """Rows [N, d_in] -> (x − b_dec·[apply_b_dec_to_input])·W_enc + b_enc, [N, d_sae]."""
         if self.config.apply_b_dec_to_input:

@@ -15,8 +15,10 @@ import pytest
 import splinterp
 import torch
 import typer.main
+from splinterp import store as stores
 from splinterp.cli import app
 from splinterp.errors import SplinterpError
+from splinterp.train.doubts import doubts
 
 SITE = "blocks.1.hook_resid_post"
 
@@ -145,6 +147,54 @@ def test_evaluate_with_a_model_and_another_encoder(store, run, gpt2_dir):
     assert figures["l0"] <= 2
     assert figures["encoder_settings"]["k"] == 2
     assert figures["ce_clean"] < 20
+
+
+def test_rows_that_another_store_deals_out_otherwise_are_told(store, run, tmp_path, caplog):
+    """Of a subset's held-out rows most were trained on."""
+    part = stores.subset(store.path, tmp_path / "part.zarr", rows=1500)
+    calls = (
+        lambda rows: splinterp.evaluate(run, rows), lambda rows: splinterp.gap(run, rows, encoders=["omp"], rows=64),
+        lambda rows: splinterp.spectrum(rows, [run], regions=2, epochs=1),
+        lambda rows: splinterp.refit(run, rows, tmp_path / f"refit-{rows.rows}"),
+    )  # fmt: skip
+    for call in calls:
+        caplog.clear()
+        call(store)
+        assert "is not the store that" not in caplog.text
+        call(part)
+        assert "is not the store that" in caplog.text
+
+
+@pytest.mark.parametrize("extra", [{"tokens": 300}, {"dataset": "/no/such/file"}])
+def test_text_without_a_model_is_refused(store, run, extra):
+    with pytest.raises(SplinterpError, match="has no effect without --model"):
+        splinterp.evaluate(run, store, **extra)
+
+
+def test_another_model_than_the_rows_is_told(store, run, saved, tmp_path, gpt2_dir, caplog):
+    from transformers import AutoModelForCausalLM
+
+    other = AutoModelForCausalLM.from_pretrained(gpt2_dir)
+    splinterp.evaluate(run, store, model=str(saved(other, tmp_path / "other", seed=5)), tokens=200)
+    assert "are of the model" in caplog.text
+
+
+def test_what_cannot_be_is_said_in_python_too(store, tmp_path, caplog):
+    with pytest.raises(SplinterpError, match="what it goes through"):
+        splinterp.sweep(store, "sw", k=[4, 8])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"no setting 'latnets' of a training.*Did you mean latents"):
+        splinterp.train(store, tmp_path / "x", latnets=8)  # pyright: ignore[reportCallIssue]
+    made = splinterp.train(store, tmp_path / "typo", latents=32, k=2, resume=True)
+    assert "nothing to go on with" in caplog.text
+    assert len(repr(made.sae)) < 100
+
+
+def test_an_sae_that_explains_nothing_is_told(store, tmp_path, caplog):
+    made = splinterp.train(store, tmp_path / "dead", method="adam", latents=16, k=2, lr=1e5, last_solve=False)
+    assert made.summary["fvu"] > 1
+    assert "explains nothing of the held-out rows" in caplog.text
+    assert "fires on any held-out row" in doubts({**made.summary, "dead_fraction": 1.0})[0]
+    assert doubts({"fvu": 0.5, "dead_fraction": 0.9, "last_solve": {"warning": None}}) == []
 
 
 def test_every_other_command_is_a_call(store, run, tmp_path):

@@ -94,6 +94,20 @@ def test_a_finished_run_without_its_whole_curve_is_told(tmp_path, lines, sentenc
     assert read_runs([leave(tmp_path / "b", summary={**SUMMARY, "steps": 3})])[1] == []
 
 
+def test_a_refit_differs_in_no_setting_that_nobody_knows_of_it(tmp_path):
+    """It has no run.json; and no setting's column is headed like a figure's."""
+    parent, other = leave(tmp_path / "parent", rows=10), leave(tmp_path / "other", rows=20)
+    refit = leave(tmp_path / "refit", run=None, lines=None)
+    (refit / "cfg.json").write_text(json.dumps({"architecture": "topk", "d_in": 8, "d_sae": 50, "k": 3}))
+    runs, _ = read_runs([parent, refit])
+    assert differing(runs) == {}
+    runs, _ = read_runs([parent, other, refit])
+    assert differing(runs) == {"rows": [10, 20, None]}
+    told = io.StringIO()
+    print_comparison(Console(file=told, width=200), runs)
+    assert "rows, set" in told.getvalue()
+
+
 def test_figures_are_never_cut(tmp_path):
     """Ten settings, in a terminal of 80 columns."""
     values = [{f"a_setting_{i}": 0.12345 * (i + 2) * j for i in range(10)} for j in (1, 2)]

@@ -48,6 +48,7 @@ class Job:
         checkpoint_every: float = CHECKPOINT_EVERY, logger: str = "none",
     ) -> TrainResult:  # fmt: skip
         """Train the one SAE: see `run.train`."""
+        self._tell_beginning(resume, tell)
         return train(
             self.store, self.site.name, self.config, self.out, self.device, progress, force, resume=resume,
             checkpoint_every=checkpoint_every, logger=logger, tell=tell, group=self.group,
@@ -58,10 +59,15 @@ class Job:
         checkpoint_every: float = CHECKPOINT_EVERY, logger: str = "none",
     ) -> list[MemberResult]:  # fmt: skip
         """Train the SAEs of the sweep: see `sweep.train_sweep`."""
+        self._tell_beginning(resume, tell)
         return train_sweep(
             self.store, self.site.name, self.saes, self.out, self.device, progress, force, resume=resume,
             checkpoint_every=checkpoint_every, logger=logger, tell=tell, group=self.group,
         )  # fmt: skip
+
+    def _tell_beginning(self, resume: bool, tell: Tell) -> None:
+        if resume and self.group.first and not self.out.exists():
+            tell(f"There is nothing to go on with at {self.out}: the training begins.")
 
 
 @contextmanager
