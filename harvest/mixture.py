@@ -42,6 +42,7 @@ def open_texts(
         fingerprint=hashlib.sha256(told.encode()).hexdigest()[:16],
         read=read,
         datasets=tuple(f"{part.name}::{weight!r}" for part, weight in zip(parts, weights, strict=True)),
+        takes=frozenset().union(*(part.takes for part in parts)),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..devices import choose_device
-from ..errors import StoreError
+from ..errors import StoreError, TextError
 from ..quantities import format_bytes
 from ..ranks import Ranks
 from ..store.check import reachable
@@ -59,7 +59,7 @@ def plan(config: HarvestConfig, ranks: Ranks | None = None) -> Plan:
 
     Raises:
         ModelError: no such model, or it lacks a layer, or sees less than the context.
-        TextError: no such text.
+        TextError: no such text, or an option has no effect on it.
         StoreError: `config.out` exists, and neither resume nor force was asked for.
     """
     out, ranks = config.out, ranks or Ranks.of_environment()
@@ -84,6 +84,9 @@ def plan(config: HarvestConfig, ranks: Ranks | None = None) -> Plan:
         tokens_column=config.tokens_column,
         seed=config.seed,
     )
+    for name in ("split", "text_column"):
+        if getattr(config, name) != getattr(HarvestConfig, name) and name not in text.takes:
+            raise TextError(f"--{name.replace('_', '-')} has no effect on the text {text.name}; leave it out.")
     device = choose_device(ranks.device(config.device, torch.cuda.device_count()))
     dtype = choose_dtype(config.model_dtype, facts, device)
     sites = site_widths(checkpoint.name, facts, config.layers, config.hooks)

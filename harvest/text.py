@@ -24,13 +24,14 @@ class TextSource:
     """Documents that can be read again and again in the same order.
 
     `read()` yields (name, document); `fingerprint` changes when the documents do. `datasets`: the parts of a mixture, each
-    as it may be opened again.
+    as it may be opened again. `takes`: which of the options split and text_column have an effect on it.
     """
 
     name: str
     fingerprint: str
     read: Callable[[], Iterator[tuple[str, Document]]]
     datasets: tuple[str, ...] = ()
+    takes: frozenset[str] = frozenset()
 
 
 def open_text(dataset: str, *, split: str = "train", text_column: str = "text", tokens_column: str | None = None) -> TextSource:
@@ -52,7 +53,8 @@ def open_text(dataset: str, *, split: str = "train", text_column: str = "text", 
         if column.tokens:
             _check_tokenised(files)
         sizes, fingerprint = file_sizes(files), fingerprint_files(files)
-        return TextSource(str(path.resolve()), fingerprint, lambda: file_documents(files, column, sizes))
+        takes = frozenset({"text_column"} if any(kind_of(file) in ("jsonl", "parquet") for _, file in files) else ())
+        return TextSource(str(path.resolve()), fingerprint, lambda: file_documents(files, column, sizes), takes=takes)
     if kind_of(path) or not _HUB_NAME.fullmatch(dataset):
         meant = did_you_mean_path(path, lambda other: other.is_dir() or kind_of(other) is not None)
         raise TextError(f"There is no file or directory {dataset}; check the path.{meant}")
@@ -124,7 +126,7 @@ def _hub_source(dataset: str, split: str, column: Column) -> TextSource:
     def read() -> Iterator[tuple[str, Document]]:
         return _hub_documents(dataset, commit, split, column)
 
-    return TextSource(dataset, commit, read)
+    return TextSource(dataset, commit, read, takes=frozenset({"split", "text_column"}))
 
 
 def _hub_documents(dataset: str, commit: str, split: str, column: Column) -> Iterator[tuple[str, Document]]:

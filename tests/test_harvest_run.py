@@ -182,6 +182,8 @@ MISTAKES = [
     ({"revision": "main"}, ModelError, "is a directory, so it has no revision"),
     ({"dataset": "missing.txt"}, TextError, "There is no file or directory missing.txt"),
     ({"text_column": "body"}, TextError, "There is no column 'body' in .* only id, text"),
+    ({"split": "test"}, TextError, "--split has no effect on the text"),
+    ({"dataset": "stdlib", "text_column": "body"}, TextError, "--text-column has no effect on the text stdlib"),
     ({"resume": True, "force": True}, StoreError, "not both"),
 ]
 
