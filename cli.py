@@ -23,7 +23,7 @@ from .export_commands import export
 from .geometry_commands import geometry, spectrum
 from .options import DeviceOption, ForceOption, JsonOption, SiteOption, StoreOption, quantity, whole
 from .papers.commands import reproduce
-from .quantities import format_bytes, parse_bytes, parse_quantity
+from .quantities import counted, format_bytes, parse_bytes, parse_quantity
 from .ranks import speaks_for_all
 from .report_commands import report
 from .sae_commands import SAEArgument, encode, evaluate, gap, mlp
@@ -671,10 +671,10 @@ def _say_store(store: Store, asked: int | None = None) -> None:
     dropped = [(facts["dropped_non_finite"], "non-finite rows"), (facts["dropped_outliers"], "outliers")]
     told = "".join(f", {n:,} {what} left out" for n, what in dropped if n)
     out_console.print(
-        f"{store.path}: {store.rows:,} rows, {', '.join(store.sites)}, {format_bytes(facts['bytes'])}{told}.", markup=False, soft_wrap=True
+        f"{store.path}: {counted(store.rows, 'row')}, {', '.join(store.sites)}, {format_bytes(facts['bytes'])}{told}.", markup=False, soft_wrap=True
     )  # fmt: skip
     if asked is not None and store.rows < asked:
         why = "the text was too short" if facts["short"] else "ranks do not make up for rows that are left out"
         err_console.print(
-            f"Note: {why}, so the store has {store.rows:,} rows and not {asked:,}.", style="yellow", soft_wrap=True
+            f"Note: {why}, so the store has {counted(store.rows, 'row')} and not {asked:,}.", style="yellow", soft_wrap=True
         )

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from .options import DeviceOption, ForceOption, quantity
+from .quantities import counted
 from .sae_commands import split_of
 
 TARGETS = ("saelens", "saelens-activations", "neuronpedia", "hub")
@@ -101,7 +102,7 @@ def export(
 
         with Bar("export", None) as bar:
             rows = export_activations(what, out, context=context_size, split=split_of(split), force=force, progress=bar.report)
-        told = f"{out}: {rows:,} rows; in SAELens: use_cached_activations=True, cached_activations_path={str(out)!r}."
+        told = f"{out}: {counted(rows, 'row')}; in SAELens: use_cached_activations=True, cached_activations_path={str(out)!r}."
     out_console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 

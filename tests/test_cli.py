@@ -16,7 +16,7 @@ import pytest
 import torch
 from splinterp.cli import main
 from splinterp.errors import SplinterpError
-from splinterp.quantities import format_bytes, format_count, format_seconds, parse_bytes, parse_quantity
+from splinterp.quantities import counted, format_bytes, format_count, format_seconds, parse_bytes, parse_quantity
 
 
 @pytest.fixture(scope="module")
@@ -557,6 +557,15 @@ def test_figures_read_well():
     assert format_bytes(3 * 2**30) == "3 GiB"
     assert format_seconds(4020) == "67 min"
     assert format_seconds(7500) == "2 h 05 min"
+
+
+@pytest.mark.parametrize(
+    ("n", "told"),
+    [(1, "1 epoch"), (1.0, "1 epoch"), (125.0, "125 epochs"), (12_345, "12,345 epochs"), (12_345.6, "12,346 epochs"),
+     (0.5, "0.5 epochs"), (999.97, "1000 epochs"), (37.04, "37.04 epochs"), (2e-5, "0.00002 epochs"), (0, "0 epochs")],
+)  # fmt: skip
+def test_counts_have_no_exponent_and_one_is_singular(n, told):
+    assert counted(n, "epoch") == told
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from splinterp.report.tables import print_results, print_sweep
+from splinterp.report.geometry import print_geometry
+from splinterp.report.tables import print_results, print_sweep, print_train_plan
 from splinterp.train import Member, MemberResult, TrainConfig
 
 CONFIG = TrainConfig("adam", "topk", 64, 100, 10, 1e-3, k=4)
@@ -40,3 +41,34 @@ def test_figures_are_never_cut(fvu, shown, trained):
     ]  # fmt: skip
     assert out.count(f" {shown} ") == 2
     assert f"{name} diverged by step 12,345." in out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("latents", "rows", "batch", "told"),
+    [(64, 125_000, 1000, "125k rows (125 epochs), 125 steps of 1000, 64 latents"), (1, 1, 1, "1 row (0.001 epochs), 1 step of 1, 1 latent")],
+)  # fmt: skip
+def test_a_training_plan_counts_as_people_do(latents, rows, batch, told):
+    console = Console(file=io.StringIO(), width=80)
+    print_train_plan(console, TrainConfig("adam", "topk", latents, rows, batch, 1e-3, k=1), (), "site of s", 1000, Path("run"))
+    assert told in console.file.getvalue()
+
+
+def test_a_region_visited_once_is_not_visited_times():
+    figures = dict.fromkeys(
+        ("zero_centres", "duplicate_centres", "duplicate_generators", "tied", "short", "map_error", "border_median", "border_over_norm",
+         "border_min", "border_swap"), 0,
+    ) | dict.fromkeys(("verified", "agree", "map_rows"), 1)  # fmt: skip
+    figures |= {
+        "k": 2,
+        "generators": 1,
+        "verified_rows": 768,
+        "n_rows": 768,
+        "regions": 768,
+        "regions_once": 768,
+        "regions_whole": True,
+    }
+    for largest, told in ((1, "768 by 768 rows; each once"), (3, "768 by 768 rows; 768 once, one 3 times")):
+        console = Console(file=io.StringIO(), width=80)
+        print_geometry(console, figures | {"largest_region": largest, "architecture": "topk", "split": "held_out"})
+        assert told in console.file.getvalue()
+        assert "1 generator " in console.file.getvalue()
