@@ -242,7 +242,7 @@ def harvest(
         store = run(config, progress, planned=planned, tell=bar.tell)
     if store is not None:
         _say_store(store, asked=tokens)
-    if spent and ranks.rank == 0:
+    if spent.get("forward_share") and ranks.rank == 0:  # the first pass, which a short harvest ends with, is not timed
         out_console.print(f"  {harvest_speed(spent)}", highlight=False, soft_wrap=True)
 
 

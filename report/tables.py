@@ -84,7 +84,7 @@ def print_info(console: Console, facts: dict[str, Any]) -> None:
         sites.add_column(name, justify="left" if name in ("site", "dtype") else "right")
     for site in facts["sites"]:
         sites.add_row(site["name"], f"{site['rows']:,}", str(site["d"]), site["dtype"], f"{site['mean_norm']:.4g}")
-    console.print(sites)
+    print_whole(console, sites)
     for site in facts["sites"]:
         if site["median_norm"] is not None:  # unknown in older stores
             console.print(
@@ -193,7 +193,11 @@ def print_figures(console: Console, figures: dict[str, Any]) -> None:
     """One evaluation, a line a figure."""
     table = Table(show_header=False)
     for name, value in figures.items():
-        table.add_row(
-            name, f"{value:.5g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-        )
-    console.print(table)
+        table.add_row(name, _figure(value))
+    print_whole(console, table)
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.5g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

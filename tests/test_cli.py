@@ -14,6 +14,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from splinterp.cli import main
 from splinterp.errors import SplinterpError
 from splinterp.quantities import counted, format_bytes, format_count, format_seconds, parse_bytes, parse_quantity
@@ -82,6 +83,14 @@ def test_geometry_and_spectrum_of_a_models_activations(cli, work):
     assert cli("geometry", *told, "--split", "some")[0] == 2
 
 
+def test_a_harvest_has_a_speed_where_a_forward_pass_was_timed(cli, gpt2_dir, jsonl, tmp_path):
+    command = [*small_harvest(gpt2_dir, jsonl), "--tokens", 50, "--out", tmp_path / "acts.zarr", "--force"]
+    for size, timed in ((4, False), (1, True)):
+        code, out, err = cli(*command, "--batch-size", size)
+        assert code == 0, err
+        assert ("tokens/s" in out) == timed
+
+
 def test_harvest_takes_every_setting_of_its_text(cli, gpt2_dir, jsonl, tmp_path):
     (tmp_path / "other.jsonl").write_text('{"ids": [9, 8, 7, 1]}\n' * 30)
     arguments = ["harvest", "--model", gpt2_dir, "--layer", 0, "--tokens", 50, "--context", 16, "--out", tmp_path / "s.zarr"]
@@ -109,6 +118,14 @@ def test_info_json_has_the_keys_of_the_contract(cli, work):
     code, out, _ = cli("info", work / "acts.zarr")
     assert code == 0
     assert "2,000 rows" in out
+
+
+def test_info_shows_names_whole_in_a_narrow_terminal(cli, work, monkeypatch):
+    monkeypatch.setattr("splinterp.cli.out_console", Console(width=40))
+    code, out, err = cli("info", work / "acts.zarr")
+    assert code == 0, err
+    assert "…" not in out
+    assert all(re.search(rf"│ blocks\.{i}\.hook_resid_post +│", out) for i in (1, 2))
 
 
 def test_verify_says_whole(cli, work):
@@ -357,11 +374,13 @@ def test_an_interrupted_harvest_is_told_and_resumes(cli, gpt2_dir, jsonl, tmp_pa
 
     monkeypatch.setattr(forward.SiteReader, "read", interrupted)
     told = sentence(cli(*command, "--out", tmp_path / "acts.zarr"))
+    stored = re.search(r"with (\d+) of 2000 rows stored", told)
     assert "--resume" in told
+    assert stored
     monkeypatch.undo()
     assert "--resume" in sentence(cli("train", "--store", tmp_path / "acts.zarr", "--out", tmp_path / "run"))
     assert cli("verify", tmp_path / "acts.zarr")[0] == 1
-    assert "no rows yet" in sentence(cli("info", tmp_path / "acts.zarr"))
+    assert f"no rows yet, beside {int(stored[1]):,} kept for a resume" in sentence(cli("info", tmp_path / "acts.zarr"))
     assert cli(*command, "--out", tmp_path / "acts.zarr", "--resume")[0] == 0
     from splinterp import store as stores
 
