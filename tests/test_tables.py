@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from splinterp.progress import Bar
 from splinterp.report.geometry import print_geometry
 from splinterp.report.tables import print_results, print_sweep, print_train_plan
 from splinterp.train import Member, MemberResult, TrainConfig
@@ -41,6 +42,21 @@ def test_figures_are_never_cut(fvu, shown, trained):
     ]  # fmt: skip
     assert out.count(f" {shown} ") == 2
     assert f"{name} diverged by step 12,345." in out.splitlines()
+
+
+@pytest.mark.parametrize("width", [30, 45, 60, 80, 100, 160])
+def test_a_progress_bar_is_one_line_with_whole_counts(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    bar = Bar("harvest", 80_000)
+    for done in (0, 21_504, 80_000):
+        bar.update(done, "12.3 MiB  forward 80%  text 10%  disk 5%")
+        console = Console(file=io.StringIO(), width=width)
+        console.print(bar._progress.get_renderable())
+        (line,) = console.file.getvalue().splitlines()
+        assert f"{done}/80000" in line
+        assert "…" not in line.replace("… rows/s", "")
+        assert ("disk 5%" in line) == (width >= 80)
+        assert "rows/s" in line or width < 100
 
 
 @pytest.mark.parametrize(
