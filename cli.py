@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -259,7 +259,9 @@ def import_(
     site: Annotated[
         str | None, typer.Option(help="Name of the site in the store. \\[default: imported, or the source's own]")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. \\[default: the files' own]")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="bfloat16, float16 or float32. \\[default: the files' own; float32 for float64]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the rows.")] = 0,
     force: ForceOption = False,
 ) -> None:
@@ -267,11 +269,13 @@ def import_(
     from . import store as stores
     from .progress import Bar
 
+    told: list[str] = []
     with Bar("import", None) as bar:
         store = stores.import_files(
-            files, out, site=site, dtype=dtype, seed=seed, force=force, progress=lambda done, total: bar.update(done, total=total)
+            files, out, site=site, dtype=dtype, seed=seed, force=force, progress=lambda done, total: bar.update(done, total=total),
+            tell=told.append,
         )  # fmt: skip
-    _say_store(store)
+    _say_store(store, more=told)
 
 
 @app.command()
@@ -666,13 +670,14 @@ def _note(sentence: str) -> None:
     err_console.print(f"Note: {sentence}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def _say_store(store: Store, asked: int | None = None) -> None:
+def _say_store(store: Store, asked: int | None = None, more: Sequence[str] = ()) -> None:
     facts = store.info()
-    dropped = [(facts["dropped_non_finite"], "non-finite rows"), (facts["dropped_outliers"], "outliers")]
-    told = "".join(f", {n:,} {what} left out" for n, what in dropped if n)
-    out_console.print(
-        f"{store.path}: {counted(store.rows, 'row')}, {', '.join(store.sites)}, {format_bytes(facts['bytes'])}{told}.", markup=False, soft_wrap=True
-    )  # fmt: skip
+    told = f"{store.path}: {counted(store.rows, 'row')}, {', '.join(store.sites)}, {format_bytes(facts['bytes'])}"
+    if n := facts["dropped_non_finite"]:
+        told += f", {counted(n, 'row')} left out, as not finite (in {next(iter(store.sites.values())).dtype})"
+    if n := facts["dropped_outliers"]:
+        told += f", {counted(n, 'outlier')} left out"
+    out_console.print(" ".join([f"{told}.", *more]), markup=False, soft_wrap=True)
     if asked is not None and store.rows < asked:
         why = "the text was too short" if facts["short"] else "ranks do not make up for rows that are left out"
         err_console.print(

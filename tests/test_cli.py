@@ -14,6 +14,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+import zarr
 from rich.console import Console
 from splinterp.cli import main
 from splinterp.errors import SplinterpError
@@ -181,6 +182,27 @@ def test_import_then_train(cli, tmp_path):
     code, out, _ = cli("eval", tmp_path / "run", "--store", tmp_path / "x.zarr", "--split", "train")
     assert code == 0
     assert "fvu" in out
+
+
+def test_an_import_tells_what_its_dtype_costs(cli, tmp_path):
+    x = np.random.default_rng(0).standard_normal((300, 8))
+    x[:5] *= 1e6
+    np.save(tmp_path / "x.npy", x)
+    zarr.save_array(tmp_path / "z.zarr", x)
+
+    def said(*arguments) -> str:
+        code, out, err = cli("import", *arguments, "--out", tmp_path / "s.zarr", "--force")
+        assert code == 0, err
+        return " ".join(out.split())
+
+    for file in ("x.npy", "z.zarr"):
+        assert said(tmp_path / file).endswith(". The files' float64 became float32.")
+        assert "float64" not in said(tmp_path / file, "--dtype", "float32")
+        assert "295 rows, " in (narrow := said(tmp_path / file, "--dtype", "float16"))
+        assert "5 rows left out, as not finite (in float16)." in narrow
+    np.save(tmp_path / "x.npy", x[:5])
+    told = sentence(cli("import", tmp_path / "x.npy", "--out", tmp_path / "none.zarr", "--dtype", "float16"))
+    assert "All 5 rows that came are left out, as not finite (in float16), so" in told
 
 
 def test_force_replaces_a_run_and_nothing_else_does(cli, work, tmp_path):
