@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from splinterp.evaluate.gap import Gap, Point
 from splinterp.progress import Bar
+from splinterp.report.gap import headline
 from splinterp.report.geometry import print_geometry
 from splinterp.report.tables import print_results, print_sweep, print_train_plan
 from splinterp.train import Member, MemberResult, TrainConfig
@@ -67,6 +69,11 @@ def test_a_training_plan_counts_as_people_do(latents, rows, batch, told):
     console = Console(file=io.StringIO(), width=80)
     print_train_plan(console, TrainConfig("adam", "topk", latents, rows, batch, 1e-3, k=1), (), "site of s", 1000, Path("run"))
     assert told in console.file.getvalue()
+
+
+def test_a_gap_of_one_latent_is_singular():
+    points = [Point(name, {"k": 1}, 0.1, 1.0, 1.0, 10, 1, 0, 10.0, 5) for name in ("native", "omp")]
+    assert "needs only 1 latent for" in headline(Gap(points, [1], 1, 1, []))
 
 
 def test_a_region_visited_once_is_not_visited_times():
