@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -24,7 +24,7 @@ from .geometry_commands import geometry, spectrum
 from .notes import note
 from .options import DeviceOption, ForceOption, JsonOption, SiteOption, StoreOption, quantity, whole
 from .papers.commands import reproduce
-from .quantities import format_bytes, parse_bytes, parse_quantity
+from .quantities import counted, format_bytes, parse_bytes, parse_quantity
 from .ranks import speaks_for_all
 from .report_commands import report
 from .sae_commands import SAEArgument, encode, evaluate, gap, mlp
@@ -243,7 +243,7 @@ def harvest(
         store = run(config, progress, planned=planned, tell=bar.tell)
     if store is not None:
         _say_store(store, asked=tokens)
-    if spent and ranks.rank == 0:
+    if spent.get("forward_share") and ranks.rank == 0:  # the first pass, which a short harvest ends with, is not timed
         out_console.print(f"  {harvest_speed(spent)}", highlight=False, soft_wrap=True)
 
 
@@ -260,7 +260,9 @@ def import_(
     site: Annotated[
         str | None, typer.Option(help="Name of the site in the store. \\[default: imported, or the source's own]")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. \\[default: the files' own]")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="bfloat16, float16 or float32. \\[default: the files' own; float32 for float64]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the rows.")] = 0,
     force: ForceOption = False,
 ) -> None:
@@ -268,11 +270,13 @@ def import_(
     from . import store as stores
     from .progress import Bar
 
+    told: list[str] = []
     with Bar("import", None) as bar:
         store = stores.import_files(
-            files, out, site=site, dtype=dtype, seed=seed, force=force, progress=lambda done, total: bar.update(done, total=total)
+            files, out, site=site, dtype=dtype, seed=seed, force=force, progress=lambda done, total: bar.update(done, total=total),
+            tell=told.append,
         )  # fmt: skip
-    _say_store(store)
+    _say_store(store, more=told)
 
 
 @app.command()
@@ -664,15 +668,16 @@ def _unless_auto(text: str, parse: Callable[[str], T], option: str) -> T | None:
         raise typer.BadParameter(f"'{text}' is neither auto nor a number.", param_hint=option) from None
 
 
-def _say_store(store: Store, asked: int | None = None) -> None:
+def _say_store(store: Store, asked: int | None = None, more: Sequence[str] = ()) -> None:
     facts = store.info()
-    dropped = [(facts["dropped_non_finite"], "non-finite rows"), (facts["dropped_outliers"], "outliers")]
-    told = "".join(f", {n:,} {what} left out" for n, what in dropped if n)
-    out_console.print(
-        f"{store.path}: {store.rows:,} rows, {', '.join(store.sites)}, {format_bytes(facts['bytes'])}{told}.", markup=False, soft_wrap=True
-    )  # fmt: skip
+    told = f"{store.path}: {counted(store.rows, 'row')}, {', '.join(store.sites)}, {format_bytes(facts['bytes'])}"
+    if n := facts["dropped_non_finite"]:
+        told += f", {counted(n, 'row')} left out, as not finite (in {next(iter(store.sites.values())).dtype})"
+    if n := facts["dropped_outliers"]:
+        told += f", {counted(n, 'outlier')} left out"
+    out_console.print(" ".join([f"{told}.", *more]), markup=False, soft_wrap=True)
     if asked is not None and store.rows < asked:
         why = "the text was too short" if facts["short"] else "ranks do not make up for rows that are left out"
         err_console.print(
-            f"Note: {why}, so the store has {store.rows:,} rows and not {asked:,}.", style="yellow", soft_wrap=True
+            f"Note: {why}, so the store has {counted(store.rows, 'row')} and not {asked:,}.", style="yellow", soft_wrap=True
         )

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from .options import DeviceOption, ForceOption, quantity
+from .quantities import counted
 from .sae_commands import split_of
 
 TARGETS = ("saelens", "saelens-activations", "neuronpedia", "hub")
@@ -96,12 +97,18 @@ def export(
             [f"{out}: batches as SAEDashboard writes them; Neuronpedia's converter takes the directory.", *lacking]
         )
     else:
+        from . import store as stores
         from .api import export_activations
         from .progress import Bar
 
+        chosen, opened = split_of(split), stores.open(what)
         with Bar("export", None) as bar:
-            rows = export_activations(what, out, context=context_size, split=split_of(split), force=force, progress=bar.report)
-        told = f"{out}: {rows:,} rows; in SAELens: use_cached_activations=True, cached_activations_path={str(out)!r}."
+            rows = export_activations(opened, out, context=context_size, split=chosen, force=force, progress=bar.report)
+        left = (opened.rows if chosen == "all" else opened.splits()[chosen]) - rows
+        told = f"{out}: {counted(rows, 'row')}; in SAELens: use_cached_activations=True, cached_activations_path={str(out)!r}."
+        if left:
+            fill, are = ("fills", "is") if left == 1 else ("fill", "are")
+            told += f" {counted(left, 'row')} that {fill} no context {are} left out."
     out_console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from .quantities import format_count
@@ -32,20 +33,43 @@ class _Rate(ProgressColumn):
         return Text(f"{format_count(speed)} {self.unit}/s" if speed else f"… {self.unit}/s", style="cyan")
 
 
+class _OneLine(Progress):
+    """Shows the first of `choices` of columns that fits into a line of the console, or the last."""
+
+    def __init__(self, choices: Sequence[Sequence[ProgressColumn]], console: Console, disable: bool) -> None:
+        self._choices, self._measuring = choices, console  # before the rest: rich draws a first line as it begins
+        super().__init__(*choices[0], console=console, disable=disable)
+
+    def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+        shown, endless = list(tasks), self._measuring.options.update(max_width=10_000)
+        for choice in self._choices:
+            self.columns = tuple(choice)
+            table = super().make_tasks_table(shown)
+            if self._measuring.measure(table, options=endless).maximum <= self._measuring.width:
+                return table
+        return super().make_tasks_table(shown)
+
+
 class Bar:
     """A progress bar for work of known or unknown length; a context manager.
 
-    On a terminal it moves; elsewhere (a log file, CI) it stays silent and the commands' own lines tell what happened. `shown`: False for
+    On a terminal it moves, in one line, which in a narrow one has less in it; elsewhere (a log file, CI) it stays silent and the commands' own lines tell what happened. `shown`: False for
     one of several processes that leaves it to another.
     """
 
     def __init__(self, description: str, total: int | None, unit: str = "rows", shown: bool = True) -> None:
         console = Console(stderr=True)
-        self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit),
-            TimeRemainingColumn(), TextColumn("{task.fields[figures]}", style="green"),
-            console=console, disable=not (shown and console.is_terminal),
-        )  # fmt: skip
+        begin, count = (SpinnerColumn(), TextColumn("{task.description}")), MofNCompleteColumn()
+        long, short, rate, left = BarColumn(), BarColumn(10), _Rate(unit), TimeRemainingColumn()
+        figures = TextColumn("{task.fields[figures]}", style="green")
+        choices = [
+            (*begin, *more)
+            for more in (
+                (long, count, rate, left, figures), (short, count, rate, left, figures), (count, rate, left, figures), (count, left, figures),
+                (short, count, rate, left), (count, rate, left), (count, left), (count,),
+            )
+        ]  # fmt: skip
+        self._progress = _OneLine(choices, console, disable=not (shown and console.is_terminal))
         self._task = self._progress.add_task(description, total=total, figures="")
 
     def __enter__(self) -> Bar:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
+from decimal import Decimal
 from typing import Any, TypeGuard
 
 from .errors import SplinterpError
@@ -59,6 +61,19 @@ def format_count(n: float) -> str:
         if abs(n) >= 0.9995 * factor:
             return f"{_three_digits(n / factor)}{suffix}"
     return _three_digits(n)
+
+
+def format_number(x: float) -> str:
+    """1234.56 -> '1,235', 0.00002 -> '0.00002': a whole number, or four significant digits, and never an exponent."""
+    if isinstance(x, int):
+        return f"{x:,}"
+    return f"{x:,.0f}" if abs(x) >= 1000 else f"{Decimal(f'{x:.4g}'):f}"
+
+
+def counted(n: float, thing: str, shown: Callable[[float], str] = format_number) -> str:
+    """(1, 'row') -> '1 row', (2000, 'row') -> '2,000 rows'."""
+    told = shown(n)
+    return f"{told} {thing}" if told == "1" else f"{told} {thing}s"
 
 
 def format_bytes(n: float) -> str:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from .options import DeviceOption, ForceOption, JsonOption, SiteOption, quantity
-from .quantities import format_bytes
+from .quantities import counted, format_bytes
 
 out_console = Console()
 
@@ -53,7 +53,7 @@ def report(
         print(json.dumps(figures, allow_nan=False))
         return
     out_console.print(
-        f"{out}: {len(figures['latents']):,} of {figures['sae']['d_sae']:,} latents, {figures['dead']:,} dead, "
-        f"{figures['n_rows']:,} rows, {format_bytes(figures['bytes'])}. Any browser opens it.",
+        f"{out}: {len(figures['latents']):,} of {counted(figures['sae']['d_sae'], 'latent')}, {figures['dead']:,} dead, "
+        f"{counted(figures['n_rows'], 'row')}, {format_bytes(figures['bytes'])}. Any browser opens it.",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip

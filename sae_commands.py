@@ -69,7 +69,8 @@ def evaluate(
         return
     from .report.tables import print_figures
 
-    print_figures(out_console, {**figures, **figures.pop("encoder_settings", {})})
+    settings = figures.pop("encoder_settings", {})
+    print_figures(out_console, figures | settings)
 
 
 def encode(

@@ -60,7 +60,7 @@ def upload_of(sae: SAE, directory: Path | None, repo: str, path: str | None) -> 
     found = _NAME.fullmatch(f"{repo}/{folder}")
     if repo.count("/") != 1 or not found or ".." in PurePosixPath(folder).parts or not folder:
         raise SAEError(
-            f"'{repo}' with the folder '{folder}' is no place on the hub; write user/name, and a folder's plain name."
+            f"'{repo}' with the folder '{folder}' is no place on the hub; write user/name, and a plain name for the folder (--path)."
         )
     metadata = {key: _public(value) for key, value in sae.config.metadata.items()}
     public = replace(sae, config=replace(sae.config, metadata=metadata))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from html import escape
 
+from ..quantities import counted
 from .charts import spark
 from .latents import ContextSeen, Group, LatentSeen
 from .pieces import visible
@@ -33,7 +34,7 @@ def card(one: LatentSeen, shown: Container[int]) -> str:
 
 def _facts(one: LatentSeen) -> str:
     facts = [
-        ("fires on", f"{one.density:.3%}" if one.density < 0.001 else f"{one.density:.2%}", f"{one.fired:,} rows"),
+        ("fires on", f"{one.density:.3%}" if one.density < 0.001 else f"{one.density:.2%}", counted(one.fired, "row")),
         ("largest", _three(one.largest), "the largest activation in the store"),
         ("mean", _three(one.mean), "the mean activation where it fires"),
         ("interest", f"{one.interest:.2f}", "contrast times spread; see the notes"),

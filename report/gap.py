@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import SplinterpError
-from ..quantities import format_count, json_safe
+from ..quantities import counted, format_count, json_safe
 from .picture import Picture
 from .plots import Axis, Series, plot
 from .tables import print_whole
@@ -86,13 +86,15 @@ def headline(gap: Gap) -> str:
     if omp is not None:
         told += f"; OMP {omp.fvu:.4f} at L0 {omp.l0:.1f} ({omp.of_native:.2f} of it)"
     if gap.omp_needs is not None:
-        told += f"; OMP needs only {gap.omp_needs} latents for the native FVU"
+        told += f"; OMP needs only {counted(gap.omp_needs, 'latent')} for the native FVU"
     return f"{told}."
 
 
 def print_gap(console: Console, gap: Gap) -> None:
     """The table, the headline and the notes."""
-    table = Table(title=f"On {gap.points[0].n_rows:,} held-out rows, all by the SAE's own decoder", title_justify="left")
+    table = Table(
+        title=f"On {counted(gap.points[0].n_rows, 'held-out row')}, all by the SAE's own decoder", title_justify="left"
+    )
     for head in HEADS:
         table.add_column(head, justify="left" if head in HEADS[:2] else "right", no_wrap=True)
     for point in gap.points:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..quantities import format_count
+from ..quantities import counted, format_count
 from .build import ALIKE, Report, alike
 from .cards import card
 from .charts import bars, lines
@@ -65,7 +65,7 @@ def _header(report: Report) -> list[str]:
     kind = config.architecture if config.k is None else f"{config.architecture}, k={config.k}"
     facts = [
         ("site", report.site), ("model", told.get("model") or config.metadata.get("model_name")), ("text", told.get("dataset")),
-        ("store", f"{report.store.path}, {report.store.rows:,} rows"), ("SAE", f"{kind}, {config.d_in:,} → {config.d_sae:,} latents"),
+        ("store", f"{report.store.path}, {counted(report.store.rows, 'row')}"), ("SAE", f"{kind}, {config.d_in:,} → {counted(config.d_sae, 'latent')}"),
     ]  # fmt: skip
     listed = "".join(f"<div><dt>{name}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts if value)
     dead = f"{len(report.dead) / config.d_sae:.1%}"
@@ -73,7 +73,7 @@ def _header(report: Report) -> list[str]:
         ("FVU", "–" if report.run.fvu is None else f"{report.run.fvu:.4f}", "on held-out rows: the share of the variance that is left unexplained"),
         ("L0", f"{report.l0:.1f}", "latents that fire on a row, on average"),
         ("latents", f"{config.d_sae:,}", f"of rows {config.d_in:,} wide"),
-        ("dead", dead, f"{len(report.dead):,} latents fire on none of the store's {report.store.rows:,} rows"),
+        ("dead", dead, f"{len(report.dead):,} latents fire on none of the store's {counted(report.store.rows, 'row')}"),
         ("nearly alike", f"{alike(report):.1%}", f"latents with another one's decoder row at a cosine above {ALIKE:g}"),
     ]  # fmt: skip
     shown = "".join(

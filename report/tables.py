@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from ..quantities import format_bytes, format_count, format_seconds
+from ..quantities import counted, format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from ..harvest import HarvestConfig, Plan, Probe
@@ -25,9 +25,9 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print(
         f"Harvest {plan.checkpoint.name} ({plan.facts.architecture}, {str(plan.model_dtype).removeprefix('torch.')} on {plan.device}) "
         f"at {', '.join(f'{site} (width {width})' for site, width in plan.sites.items())}\n"
-        f"  text {plan.text.name}, {rows}, {plan.batch_size} rows a forward pass{_chosen(plan.config)}\n"
-        f"  {plan.rows:,} rows a site in {plan.config.dtype}, at most {format_bytes(plan.bytes)} in chunks of "
-        f"{plan.chunk_rows:,} rows -> {plan.config.out}",
+        f"  text {plan.text.name}, {rows}, {counted(plan.batch_size, 'row')} a forward pass{_chosen(plan.config)}\n"
+        f"  {counted(plan.rows, 'row')} a site in {plan.config.dtype}, at most {format_bytes(plan.bytes)} in chunks of "
+        f"{counted(plan.chunk_rows, 'row')} -> {plan.config.out}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 
@@ -75,7 +75,7 @@ def _shares(figures: dict[str, Any]) -> str:
 def print_info(console: Console, facts: dict[str, Any]) -> None:
     """What `info` tells of a store."""
     console.print(
-        f"{facts['path']}: {facts['status']}, {facts['rows']:,} rows, {format_bytes(facts['bytes'])}",
+        f"{facts['path']}: {facts['status']}, {counted(facts['rows'], 'row')}, {format_bytes(facts['bytes'])}",
         markup=False,
         soft_wrap=True,
     )
@@ -84,11 +84,11 @@ def print_info(console: Console, facts: dict[str, Any]) -> None:
         sites.add_column(name, justify="left" if name in ("site", "dtype") else "right")
     for site in facts["sites"]:
         sites.add_row(site["name"], f"{site['rows']:,}", str(site["d"]), site["dtype"], f"{site['mean_norm']:.4g}")
-    console.print(sites)
+    print_whole(console, sites)
     for site in facts["sites"]:
         if site["median_norm"] is not None:  # unknown in older stores
             console.print(
-                f"  {site['name']}: median norm {site['median_norm']:.3g}, {site['outliers']:,} rows ({site['outlier_share']:.2%}) "
+                f"  {site['name']}: median norm {site['median_norm']:.3g}, {counted(site['outliers'], 'row')} ({site['outlier_share']:.2%}) "
                 "above 10 times that",
                 markup=False, highlight=False, soft_wrap=True,
             )  # fmt: skip
@@ -104,15 +104,15 @@ def print_train_plan(
 ) -> None:
     """What a training run, or a sweep of `members`, will do on a site with so many training rows, and where it goes."""
     c = config
-    stream = f"{format_count(c.rows)} rows ({c.rows / rows:.2g} epochs), {c.steps:,} steps of {c.batch_size}"
+    stream = f"{counted(c.rows, 'row', format_count)} ({counted(c.rows / rows, 'epoch')}), {counted(c.steps, 'step')} of {c.batch_size}"
     if members:
         from ..train.axes import axes_of
 
         told = " × ".join(f"{name}={','.join(values)}" for name, values in axes_of(members).items())
-        line = f"Sweep of {told}: {len(members)} SAEs on {site}, together: {stream} -> {out}"
+        line = f"Sweep of {told}: {counted(len(members), 'SAE')} on {site}, together: {stream} -> {out}"
     else:
         sparsity = f"l1={c.l1:g}" if c.k is None else f"k={c.k}"
-        line = f"{c.method} on {site}: {stream}, {c.d_sae:,} latents, {sparsity}, lr {c.lr:.2g}, seed {c.seed}"
+        line = f"{c.method} on {site}: {stream}, {counted(c.d_sae, 'latent')}, {sparsity}, lr {c.lr:.2g}, seed {c.seed}"
         line += f", jitter {c.noise:.2g}" if c.noise else ""
         line += f", {processes} processes -> {out}" if processes > 1 else f" -> {out}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -123,7 +123,7 @@ def print_sweep(console: Console, results: Sequence[MemberResult]) -> None:
     diverged."""
     summaries = [result.summary for result in results if result.summary]
     best, n = min(summary["fvu"] for summary in summaries), summaries[0]["n_rows"]
-    table = Table(title=f"On {n:,} held-out rows (dead: fired on none of them)", title_justify="left")
+    table = Table(title=f"On {counted(n, 'held-out row')} (dead: fired on none of them)", title_justify="left")
     for name in (*results[0].member.values, "FVU", "as trained", "L0", "dead", "train", "solve", ""):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for result in results:
@@ -147,7 +147,7 @@ def print_sweep(console: Console, results: Sequence[MemberResult]) -> None:
 def print_results(console: Console, summaries: dict[str, dict[str, Any]]) -> None:
     """Runs side by side: FVU, L0, dead share on held-out rows, and how long they took."""
     n = next(iter(summaries.values()))["n_rows"]
-    table = Table(title=f"On {n:,} held-out rows (dead: fired on none of them)", title_justify="left")
+    table = Table(title=f"On {counted(n, 'held-out row')} (dead: fired on none of them)", title_justify="left")
     for name in ("method", "FVU", "L0", "dead", "rows", "rows/s", "train", "solve"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for name, s in summaries.items():
@@ -160,7 +160,7 @@ def print_results(console: Console, summaries: dict[str, dict[str, Any]]) -> Non
     for name, s in summaries.items():
         if by := s.get("pursuit"):
             native = _fvu({"fvu": by["native_fvu"]})
-            told = f"{name}: on {by['n_rows']:,} held-out rows FVU {_fvu(by)} by {by['encoder']} at L0 {by['l0']:.1f}, {native} by the encoder."
+            told = f"{name}: on {counted(by['n_rows'], 'held-out row')} FVU {_fvu(by)} by {by['encoder']} at L0 {by['l0']:.1f}, {native} by the encoder."
             console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -180,7 +180,7 @@ def print_refit(console: Console, out: Path, s: dict[str, Any]) -> None:
     """What a refit came to."""
     before, solved = s["before_refit"]["fvu"], s["solved"]["fvu"]
     ratio = f"{solved / before - 1:+.1%}" if 0 < before < math.inf else "–"
-    came = f"FVU on {s['n_rows']:,} held-out rows: {before:.4f} -> {solved:.4f} ({ratio})"
+    came = f"FVU on {counted(s['n_rows'], 'held-out row')}: {before:.4f} -> {solved:.4f} ({ratio})"
     kept = "; the decoder stays as it was" if s["kept"] else ""
     ridge = "without end" if s["last_solve"]["ridge"] is None else f"{s['last_solve']['ridge']:g}"
     console.print(
@@ -193,7 +193,11 @@ def print_figures(console: Console, figures: dict[str, Any]) -> None:
     """One evaluation, a line a figure."""
     table = Table(show_header=False)
     for name, value in figures.items():
-        table.add_row(
-            name, f"{value:.5g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-        )
-    console.print(table)
+        table.add_row(name, _figure(value))
+    print_whole(console, table)
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.5g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -94,6 +94,10 @@ class ForeignStore(Store):
         self.fingerprint = hashlib.sha256(repr(sorted(self._digests.items())).encode()).hexdigest()[:16]
         return self.fingerprint
 
+    def holds(self, site: str) -> str:
+        """The dtype of a site's numbers in the files."""
+        return str(self._zarr[site].dtype)
+
     def acts(self, site: str | None, a: int, b: int) -> torch.Tensor:
         """Rows [a, b) of a site as [b-a, d] in the storage dtype, a copy.
 

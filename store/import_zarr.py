@@ -36,4 +36,5 @@ def zarr_source(path: Path, site: str | None) -> Source:
         for a, b in store.spans():
             yield {new: store.acts(at.name, a, b) for new, at in chosen.items()}, {}
 
-    return Source(path, store.rows, {new: at.d for new, at in chosen.items()}, dtypes.pop(), slabs)
+    narrowed = any(store.holds(at.name) == "float64" for at in chosen.values())
+    return Source(path, store.rows, {new: at.d for new, at in chosen.items()}, dtypes.pop(), slabs, narrowed=narrowed)

@@ -39,6 +39,7 @@ def import_files(
     seed: int = 0,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Store:
     """Make a store from the rows of `files`, in that order, shuffled like any store. Nothing is unpickled.
 
@@ -52,6 +53,7 @@ def import_files(
         site: name of the site; None: "imported", or a SAELens directory's own hook names.
         dtype: of the store; None keeps the files' (float64 becomes float32).
         progress: called with (rows read, rows in all).
+        tell: hears that float64 has become float32, where no `dtype` asks for it.
 
     Raises:
         StoreError: a file is missing, of another kind, not floating-point, or unlike the others; or `out` exists.
@@ -86,7 +88,10 @@ def import_files(
                 if progress:
                     progress(done, total)
             sequences += source.sequences
-        return writer.finish()
+        made = writer.finish()
+    if tell and dtype is None and any(source.dtype == "float64" or source.narrowed for source in sources):
+        tell("The files' float64 became float32.")
+    return made
 
 
 def _local(file: Location) -> Path:

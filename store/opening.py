@@ -9,6 +9,7 @@ from .foreign import ForeignStore, is_foreign
 from .places import Location, RemotePath, place
 from .reader import Store
 from .remote import RemoteStore
+from .spill import kept_rows
 
 
 def open_any(path: Location, *, unfinished: bool = False, cache_bytes: int | None = None) -> Store:
@@ -44,7 +45,9 @@ def open_store(path: Location, *, unfinished: bool = False, cache_bytes: int | N
         more = f" ({len(found) - 1} more; `splinterp verify` lists them)" if len(found) > 1 else ""
         raise StoreError(found[0] + more)
     if not lines:
-        raise StoreError(f"{where} holds no rows yet: {unfinished_sentence(contents)}")
+        kept = 0 if isinstance(where, RemotePath) else kept_rows(where, contents.arrays, contents.attributes["sites"])
+        beside = f", beside {kept:,} kept for a resume" if kept else ""
+        raise StoreError(f"{where} holds no rows yet{beside}: {unfinished_sentence(contents)}")
     if not contents.complete and not all(line.sums for line in lines):
         raise StoreError(unfinished_sentence(contents))  # a copy takes its statistics over at the end
     if not isinstance(where, RemotePath):

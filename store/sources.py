@@ -33,6 +33,7 @@ class Source:
         slabs: gives the rows in order, as (rows [n, d] by site, whole numbers [n] by column).
         sequences: how many sequences the column `sequence` counts, from 0; several files' are numbered on.
         attributes: what the store should say of these rows.
+        narrowed: whether the files hold float64, which `slabs` gives as float32.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Source:
     columns: tuple[str, ...] = ()
     sequences: int = 0
     attributes: dict[str, Any] = field(default_factory=dict)
+    narrowed: bool = False
 
 
 def matrix_source(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import google_crc32c
 import numpy as np
 
 from .files import crc_bytes, sync_folder, temporary, write_all
-from .layout import CRC_BYTES, POOL
+from .layout import CRC_BYTES, POOL, Array
 from .places import on_disk
 from .plan import Plan
 from .pool import Buffers
@@ -69,7 +69,7 @@ def restore(plan: Plan, generation: int, slots: np.ndarray, buffers: Buffers) ->
     Damage costs nothing but time: the rows are then offered again. `buffers` is filled only where it returns a Kept.
     """
     path = on_disk(plan.path) / POOL
-    kept = _sound(path, plan)
+    kept = _sound(path, plan.arrays, plan.sites)
     if kept is None or kept.generation != generation or kept.fill > len(slots):
         return None
     with path.open("rb") as file:
@@ -82,9 +82,15 @@ def restore(plan: Plan, generation: int, slots: np.ndarray, buffers: Buffers) ->
     return kept
 
 
-def _sound(path: Path, plan: Plan) -> Kept | None:
+def kept_rows(path: Path, arrays: Collection[Array], sites: Collection[str]) -> int:
+    """How many rows the file keeps for the resume of a store at `path` that has no others; none where it is damaged or of a later time."""
+    kept = _sound(path / POOL, arrays, sites)
+    return kept.fill if kept is not None and kept.generation == 0 else 0
+
+
+def _sound(path: Path, arrays: Collection[Array], sites: Collection[str]) -> Kept | None:
     """What the file says it holds, if its length and its checksum agree with that."""
-    row_bytes = sum(array.row_bytes for array in plan.arrays) + 8 * len(plan.sites)
+    row_bytes = sum(array.row_bytes for array in arrays) + 8 * len(sites)
     try:
         with path.open("rb") as file:
             header = file.readline(HEADER_BYTES)

@@ -180,8 +180,9 @@ class Writer:
         self._wait([f for futures in self._running for f in futures])
         if not self.rows:
             self.close()
+            outliers = " or as outliers" if self._bounds else ""
             why = (
-                f"All {self.offered:,} rows that came are left out, as not finite or as outliers"
+                f"All {self.offered:,} rows that came are left out, as not finite (in {self._plan.dtype}){outliers}"
                 if self.offered
                 else "No rows came"
             )

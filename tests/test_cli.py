@@ -14,9 +14,11 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+import zarr
+from rich.console import Console
 from splinterp.cli import main
 from splinterp.errors import SplinterpError
-from splinterp.quantities import format_bytes, format_count, format_seconds, parse_bytes, parse_quantity
+from splinterp.quantities import counted, format_bytes, format_count, format_seconds, parse_bytes, parse_quantity
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,14 @@ def test_geometry_and_spectrum_of_a_models_activations(cli, work):
     assert cli("geometry", *told, "--split", "some")[0] == 2
 
 
+def test_a_harvest_has_a_speed_where_a_forward_pass_was_timed(cli, gpt2_dir, jsonl, tmp_path):
+    command = [*small_harvest(gpt2_dir, jsonl), "--tokens", 50, "--out", tmp_path / "acts.zarr", "--force"]
+    for size, timed in ((4, False), (1, True)):
+        code, out, err = cli(*command, "--batch-size", size)
+        assert code == 0, err
+        assert ("tokens/s" in out) == timed
+
+
 def test_harvest_takes_every_setting_of_its_text(cli, gpt2_dir, jsonl, tmp_path):
     (tmp_path / "other.jsonl").write_text('{"ids": [9, 8, 7, 1]}\n' * 30)
     arguments = ["harvest", "--model", gpt2_dir, "--layer", 0, "--tokens", 50, "--context", 16, "--out", tmp_path / "s.zarr"]
@@ -109,6 +119,14 @@ def test_info_json_has_the_keys_of_the_contract(cli, work):
     code, out, _ = cli("info", work / "acts.zarr")
     assert code == 0
     assert "2,000 rows" in out
+
+
+def test_info_shows_names_whole_in_a_narrow_terminal(cli, work, monkeypatch):
+    monkeypatch.setattr("splinterp.cli.out_console", Console(width=40))
+    code, out, err = cli("info", work / "acts.zarr")
+    assert code == 0, err
+    assert "…" not in out
+    assert all(re.search(rf"│ blocks\.{i}\.hook_resid_post +│", out) for i in (1, 2))
 
 
 def test_verify_says_whole(cli, work):
@@ -164,6 +182,27 @@ def test_import_then_train(cli, tmp_path):
     code, out, _ = cli("eval", tmp_path / "run", "--store", tmp_path / "x.zarr", "--split", "train")
     assert code == 0
     assert "fvu" in out
+
+
+def test_an_import_tells_what_its_dtype_costs(cli, tmp_path):
+    x = np.random.default_rng(0).standard_normal((300, 8))
+    x[:5] *= 1e6
+    np.save(tmp_path / "x.npy", x)
+    zarr.save_array(tmp_path / "z.zarr", x)
+
+    def said(*arguments) -> str:
+        code, out, err = cli("import", *arguments, "--out", tmp_path / "s.zarr", "--force")
+        assert code == 0, err
+        return " ".join(out.split())
+
+    for file in ("x.npy", "z.zarr"):
+        assert said(tmp_path / file).endswith(". The files' float64 became float32.")
+        assert "float64" not in said(tmp_path / file, "--dtype", "float32")
+        assert "295 rows, " in (narrow := said(tmp_path / file, "--dtype", "float16"))
+        assert "5 rows left out, as not finite (in float16)." in narrow
+    np.save(tmp_path / "x.npy", x[:5])
+    told = sentence(cli("import", tmp_path / "x.npy", "--out", tmp_path / "none.zarr", "--dtype", "float16"))
+    assert "All 5 rows that came are left out, as not finite (in float16), so" in told
 
 
 def test_force_replaces_a_run_and_nothing_else_does(cli, work, tmp_path):
@@ -357,11 +396,13 @@ def test_an_interrupted_harvest_is_told_and_resumes(cli, gpt2_dir, jsonl, tmp_pa
 
     monkeypatch.setattr(forward.SiteReader, "read", interrupted)
     told = sentence(cli(*command, "--out", tmp_path / "acts.zarr"))
+    stored = re.search(r"with (\d+) of 2000 rows stored", told)
     assert "--resume" in told
+    assert stored
     monkeypatch.undo()
     assert "--resume" in sentence(cli("train", "--store", tmp_path / "acts.zarr", "--out", tmp_path / "run"))
     assert cli("verify", tmp_path / "acts.zarr")[0] == 1
-    assert "no rows yet" in sentence(cli("info", tmp_path / "acts.zarr"))
+    assert f"no rows yet, beside {int(stored[1]):,} kept for a resume" in sentence(cli("info", tmp_path / "acts.zarr"))
     assert cli(*command, "--out", tmp_path / "acts.zarr", "--resume")[0] == 0
     from splinterp import store as stores
 
@@ -557,6 +598,15 @@ def test_figures_read_well():
     assert format_bytes(3 * 2**30) == "3 GiB"
     assert format_seconds(4020) == "67 min"
     assert format_seconds(7500) == "2 h 05 min"
+
+
+@pytest.mark.parametrize(
+    ("n", "told"),
+    [(1, "1 epoch"), (1.0, "1 epoch"), (125.0, "125 epochs"), (12_345, "12,345 epochs"), (12_345.6, "12,346 epochs"),
+     (0.5, "0.5 epochs"), (999.97, "1000 epochs"), (37.04, "37.04 epochs"), (2e-5, "0.00002 epochs"), (0, "0 epochs")],
+)  # fmt: skip
+def test_counts_have_no_exponent_and_one_is_singular(n, told):
+    assert counted(n, "epoch") == told
 
 
 @pytest.mark.parametrize(

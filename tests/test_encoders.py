@@ -102,6 +102,14 @@ def test_pursuit_reconstructs_better_than_the_encoder_at_the_same_k(cli, work):
     assert "encoder_settings" not in figures["native"]
 
 
+def test_eval_shows_an_encoders_settings_once_and_in_words(cli, work):
+    code, out, err = cli("eval", work / "sae", "--store", work / "acts.zarr", "--encoder", "omp", "--k", 3)
+    assert code == 0, err
+    rows = [tuple(cell.strip() for cell in line.split("│")[1:-1]) for line in out.splitlines() if line.startswith("│")]
+    assert {("encoder", "omp"), ("k", "3"), ("signed", "no")} <= set(rows)
+    assert "encoder_settings" not in out
+
+
 def test_an_sae_without_k_has_its_l0_as_budget_and_says_so(cli, work):
     code, out, err = cli("eval", work / "jump", "--store", work / "acts.zarr", "--encoder", "omp", "--json")
     assert code == 0

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -170,6 +171,10 @@ def test_names_that_cannot_be_are_refused(run, cli):
     for repo, path in (("saes", None), ("a/b/c", None), ("user/saes", "../up"), ("user/saes", ""), ("user/sa es", None)):
         with pytest.raises(SAEError, match="no place on the hub"):
             splinterp.push_to_hub(run, repo, path, dry_run=True)
+    spaced = shutil.copytree(run, run.with_name("my run"))
+    with pytest.raises(SAEError, match=r"folder 'my run' is no place on the hub; .* \(--path\)"):
+        splinterp.push_to_hub(spaced, "user/saes", dry_run=True)
+    assert "my-run/cfg.json" in splinterp.push_to_hub(spaced, "user/saes", "my-run", dry_run=True).files
     with pytest.raises(SAEError, match="in memory"):
         splinterp.push_to_hub(make_sae(), "user/saes", dry_run=True)
     for name in ("hf://user", "hf://user/../x", "hf://"):
@@ -202,6 +207,13 @@ def test_a_store_is_exported_as_activations(cli, tmp_path):
     code, out, err = cli(*arguments, "--context", 50)
     assert code == 0, err
     assert "600 rows" in out
+    assert "left out" not in out
+    for context, told in (
+        (64, "24 rows that fill no context are left out."),
+        (599, "1 row that fills no context is left out."),
+    ):
+        assert told in cli(*arguments, "--context", context, "--force")[1]
+    assert cli(*arguments, "--context", 50, "--force")[0] == 0
     again = splinterp.import_activations(tmp_path / "out", tmp_path / "again.zarr")
     ours = splinterp.open_store(tmp_path / "s.zarr")
     assert sorted(again.acts("s", 0, 600).tolist()) == sorted(ours.acts("s", 0, 600).tolist())

@@ -154,6 +154,20 @@ def test_interrupted_and_resumed_is_byte_identical(tmp_path, reference, upto):
     assert contents(tmp_path / "s") == reference
 
 
+def test_rows_that_wait_in_the_pool_are_told_where_there_are_no_others(tmp_path):
+    told = []
+    with store.create(tmp_path / "s", **OPTIONS | {"memory": 2**20}) as writer:
+        feed(writer, source(), 1300)
+    pool = tmp_path / "s" / "pool"
+    for damage in (b"", b"x"):
+        pool.write_bytes(pool.read_bytes() + damage)
+        with pytest.raises(StoreError, match="go on with `splinterp harvest") as caught:
+            store.open(tmp_path / "s", unfinished=True)
+        told.append(str(caught.value))
+    assert "holds no rows yet, beside 1,286 kept for a resume: " in told[0]
+    assert "holds no rows yet: " in told[1]
+
+
 @pytest.mark.parametrize("how", ["cut", "flipped bit", "foreign", "lying header", "of an earlier time"])
 def test_a_damaged_pool_file_costs_time_and_nothing_else(tmp_path, reference, how):
     pool, x = tmp_path / "s" / "pool", source(3500)
