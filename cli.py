@@ -552,7 +552,14 @@ def train(
     with job(store, site, options, sweep or (), out, device) as todo:
         if todo.group.first:
             print_train_plan(
-                out_console, todo.config, todo.saes, f"{todo.site.name} of {store}", todo.rows, todo.out, todo.group.world
+                out_console,
+                todo.config,
+                todo.saes,
+                f"{todo.site.name} of {store}",
+                todo.site.d,
+                todo.rows,
+                todo.out,
+                todo.group.world,
             )
         with Bar("train", todo.config.rows, shown=todo.group.first) as bar:
             how: dict[str, Any] = {

@@ -100,21 +100,30 @@ def print_info(console: Console, facts: dict[str, Any]) -> None:
 
 
 def print_train_plan(
-    console: Console, config: TrainConfig, members: Sequence[Member], site: str, rows: int, out: Path, processes: int = 1
+    console: Console,
+    config: TrainConfig,
+    members: Sequence[Member],
+    site: str,
+    d_in: int,
+    rows: int,
+    out: Path,
+    processes: int = 1,
 ) -> None:
     """What a training run, or a sweep of `members`, will do on a site with so many training rows, and where it goes."""
     c = config
+    each = [member.config.d_sae for member in members] or [c.d_sae]
+    kept = f"{format_bytes(4 * sum(2 * d_in * d_sae + d_sae + d_in for d_sae in each))} of weights -> {out}"
     stream = f"{counted(c.rows, 'row', format_count)} ({counted(c.rows / rows, 'epoch')}), {counted(c.steps, 'step')} of {c.batch_size}"
     if members:
         from ..train.axes import axes_of
 
         told = " × ".join(f"{name}={','.join(values)}" for name, values in axes_of(members).items())
-        line = f"Sweep of {told}: {counted(len(members), 'SAE')} on {site}, together: {stream} -> {out}"
+        line = f"Sweep of {told}: {counted(len(members), 'SAE')} on {site}, together: {stream}, {kept}"
     else:
         sparsity = f"l1={c.l1:g}" if c.k is None else f"k={c.k}"
         line = f"{c.method} on {site}: {stream}, {counted(c.d_sae, 'latent')}, {sparsity}, lr {c.lr:.2g}, seed {c.seed}"
         line += f", jitter {c.noise:.2g}" if c.noise else ""
-        line += f", {processes} processes -> {out}" if processes > 1 else f" -> {out}"
+        line += f", {processes} processes, {kept}" if processes > 1 else f", {kept}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

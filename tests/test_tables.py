@@ -63,11 +63,13 @@ def test_a_progress_bar_is_one_line_with_whole_counts(monkeypatch, width):
 
 @pytest.mark.parametrize(
     ("latents", "rows", "batch", "told"),
-    [(64, 125_000, 1000, "125k rows (125 epochs), 125 steps of 1000, 64 latents"), (1, 1, 1, "1 row (0.001 epochs), 1 step of 1, 1 latent")],
+    [(64, 125_000, 1000, "125k rows (125 epochs), 125 steps of 1000, 64 latents, k=1, lr 0.001, seed 0, 3.27 KiB of weights -> run"), (1, 1, 1, "1 row (0.001 epochs), 1 step of 1, 1 latent")],
 )  # fmt: skip
 def test_a_training_plan_counts_as_people_do(latents, rows, batch, told):
     console = Console(file=io.StringIO(), width=80)
-    print_train_plan(console, TrainConfig("adam", "topk", latents, rows, batch, 1e-3, k=1), (), "site of s", 1000, Path("run"))
+    print_train_plan(
+        console, TrainConfig("adam", "topk", latents, rows, batch, 1e-3, k=1), (), "site of s", 6, 1000, Path("run")
+    )
     assert told in console.file.getvalue()
 
 

@@ -86,8 +86,8 @@ def test_the_default_is_for_activations_that_keep_their_l0(activation):
 
 def test_the_plan_tells_it(capsys):
     options = replace(OPTIONS, tokens=None, epochs=50)
-    print_train_plan(Console(width=200), options.config(D_IN, 500), [], SITE, 500, Path("run"))
-    assert f", jitter {auto_jitter(25_000, 500, D_SAE):.2g} ->" in capsys.readouterr().out
+    print_train_plan(Console(width=200), options.config(D_IN, 500), [], SITE, D_IN, 500, Path("run"))
+    assert f", jitter {auto_jitter(25_000, 500, D_SAE):.2g}," in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("epochs", "pull"), [(8, 0.0), (8.5, 0.0), (100, PURSUIT)])
