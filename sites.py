@@ -26,7 +26,8 @@ def trained_elsewhere(sae: SAE, store: Store, name: str) -> str | None:
 
     Which rows are held out goes by their place in a store.
     """
-    if sae.config.metadata.get("store_fingerprint") in (None, store.fingerprint):
+    known = sae.config.metadata.get("store_fingerprint")
+    if known is None or known == store.fingerprint:  # of another program's Zarr it costs a pass over the rows
         return None
     return (
         f"{store.path} is not the store that {name} was trained on. Where both have rows in common (a subset, a merge, the same text harvested "
