@@ -74,11 +74,10 @@ def _shares(figures: dict[str, Any]) -> str:
 
 def print_info(console: Console, facts: dict[str, Any]) -> None:
     """What `info` tells of a store."""
-    console.print(
-        f"{facts['path']}: {facts['status']}, {counted(facts['rows'], 'row')}, {format_bytes(facts['bytes'])}",
-        markup=False,
-        soft_wrap=True,
-    )
+    line = f"{facts['path']}: {facts['status']}, {counted(facts['rows'], 'row')}, {format_bytes(facts['bytes'])}"
+    if kept := facts.get("rows_kept_for_resume"):
+        line += f", beside {counted(kept, 'row')} kept for a resume"
+    console.print(line, markup=False, soft_wrap=True)
     sites = Table()
     for name in ("site", "rows", "d", "dtype", "mean norm"):
         sites.add_column(name, justify="left" if name in ("site", "dtype") else "right")
@@ -93,10 +92,13 @@ def print_info(console: Console, facts: dict[str, Any]) -> None:
                 markup=False, highlight=False, soft_wrap=True,
             )  # fmt: skip
     rest = {
-        k: v for k, v in facts.items() if k not in ("path", "status", "rows", "bytes", "sites", "versions") and v is not None
+        k: v
+        for k, v in facts.items()
+        if k not in ("path", "status", "rows", "bytes", "sites", "versions", "rows_kept_for_resume") and v is not None
     }
     for name, value in rest.items():
-        console.print(f"  {name}: {value}", markup=False, highlight=False, soft_wrap=True)
+        told = ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else value
+        console.print(f"  {name}: {told}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_train_plan(

@@ -45,7 +45,7 @@ def open_store(path: Location, *, unfinished: bool = False, cache_bytes: int | N
         more = f" ({len(found) - 1} more; `splinterp verify` lists them)" if len(found) > 1 else ""
         raise StoreError(found[0] + more)
     if not lines:
-        kept = 0 if isinstance(where, RemotePath) else kept_rows(where, contents.arrays, contents.attributes["sites"])
+        kept = 0 if isinstance(where, RemotePath) else kept_rows(where, contents.arrays, contents.attributes["sites"], ())
         beside = f", beside {kept:,} kept for a resume" if kept else ""
         raise StoreError(f"{where} holds no rows yet{beside}: {unfinished_sentence(contents)}")
     if not contents.complete and not all(line.sums for line in lines):

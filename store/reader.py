@@ -21,6 +21,7 @@ from .layout import METADATA, STORAGE, Array
 from .maps import ChunkMaps
 from .places import AnyPath, on_disk
 from .sound import NORMS, statistics_sound
+from .spill import kept_rows
 from .stats import site_statistics
 from .stream import Dealt, StreamPlan
 from .transfer import to_cuda
@@ -268,8 +269,13 @@ class Store:
             "dropped_non_finite": 0,
             "dropped_outliers": 0,
             "fingerprint": self.fingerprint,
+            **({} if self.status == "complete" else {"rows_kept_for_resume": self._kept()}),
             **own,
         }
+
+    def _kept(self) -> int:
+        """Rows of a store being written that wait for a resume, in no chunk yet."""
+        return kept_rows(self.path, list(self._arrays.values()), self.sites, self._lines) if isinstance(self.path, Path) else 0
 
     def local(self, name: str) -> Path:
         """The store's sub-folder `name` as a local folder, which is not there when the store has none."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from .files import crc_bytes, sync_folder, temporary, write_all
 from .layout import CRC_BYTES, POOL, Array
+from .manifest import Line
 from .places import on_disk
 from .plan import Plan
 from .pool import Buffers
@@ -82,10 +83,12 @@ def restore(plan: Plan, generation: int, slots: np.ndarray, buffers: Buffers) ->
     return kept
 
 
-def kept_rows(path: Path, arrays: Collection[Array], sites: Collection[str]) -> int:
-    """How many rows the file keeps for the resume of a store at `path` that has no others; none where it is damaged or of a later time."""
+def kept_rows(path: Path, arrays: Collection[Array], sites: Collection[str], lines: Iterable[Line]) -> int:
+    """How many rows the file keeps for the resume of a store at `path`, beside those of the log's lines; none where it is damaged or of
+    another time."""
     kept = _sound(path / POOL, arrays, sites)
-    return kept.fill if kept is not None and kept.generation == 0 else 0
+    after = max((line.generation for line in lines), default=-1) + 1
+    return kept.fill if kept is not None and kept.generation == after else 0
 
 
 def _sound(path: Path, arrays: Collection[Array], sites: Collection[str]) -> Kept | None:

@@ -168,6 +168,15 @@ def test_rows_that_wait_in_the_pool_are_told_where_there_are_no_others(tmp_path)
     assert "holds no rows yet: " in told[1]
 
 
+def test_info_tells_the_rows_that_wait_beside_those_in_chunks(tmp_path):
+    """Together they are what an interrupted harvest says it has stored."""
+    with store.create(tmp_path / "s", **OPTIONS) as writer:
+        feed(writer, source(), 1300)
+    facts = store.open(tmp_path / "s", unfinished=True).info()
+    assert facts["rows"] > 0 < facts["rows_kept_for_resume"]
+    assert facts["rows"] + facts["rows_kept_for_resume"] == writer.kept
+
+
 @pytest.mark.parametrize("how", ["cut", "flipped bit", "foreign", "lying header", "of an earlier time"])
 def test_a_damaged_pool_file_costs_time_and_nothing_else(tmp_path, reference, how):
     pool, x = tmp_path / "s" / "pool", source(3500)
