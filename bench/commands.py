@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from ..errors import Interrupted
-from ..options import quantity
+from ..options import JsonOption, quantity
 from ..quantities import parse_bytes
 
 N = TypeVar("N", int, float)
@@ -42,7 +42,7 @@ def store(
     folder: Annotated[
         Path | None, typer.Option(help="On the disk to be measured. \\[default: the system's temporary folder]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Our store against raw file writing, a memory map's copy, and plain zarr: cold and warm, in one run, as ratios."""
     from .store import StoreBench, run, table
@@ -77,7 +77,7 @@ def harvest(
     folder: Annotated[
         Path | None, typer.Option(help="On the disk to be measured. \\[default: the system's temporary folder]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Harvesting against the bare forward pass, TransformerLens and SAELens's runner (where installed), and against raw writing."""
     from .harvest import HarvestBench, run, table
@@ -108,7 +108,7 @@ def train(
         str | None,
         typer.Option(metavar="SIZE", help="For the decoder's statistics, as in `train`. \\[default: half of the machine's]"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """A training step (PAM-SGD, Adam) against the bare product x·W_enc, plain dense Adam and SAELens (where installed)."""
     from .train import TrainBench, run, table
@@ -132,7 +132,7 @@ def infer(
     rounds: Annotated[int, typer.Option(help="How often each contender runs.")] = 5,
     threads: Annotated[int | None, typer.Option(help="CPU threads of ours. \\[default: as torch chooses]")] = None,
     device: Annotated[str, typer.Option(help="Of ours: auto, cpu, cuda, …")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Orthogonal matching pursuit, gradient pursuit and matching pursuit against scikit-learn (where installed)."""
     from .infer import InferBench, run, table
@@ -190,7 +190,7 @@ def quality(
     expansion: Annotated[int, typer.Option(help="Latents per dimension.")] = 8,
     k: Annotated[int, typer.Option(help="Latents kept a row.")] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Held-out FVU of PAM-SGD, Adam and SAELens's trainer (where installed), each at its best rate, over seeds and data sizes."""
     from ..progress import Bar, shown

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import Interrupted
-from ..options import quantity
+from ..options import JsonOption, quantity
 
 
 class _Recipes(TyperGroup):
@@ -51,7 +51,7 @@ def topk_peak(
     ] = None,
     epochs: Annotated[int, typer.Option(parser=quantity, help="Of training.")] = 50,
     seeds: Annotated[str, typer.Option(help="With commas.")] = "0,1,2",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Why TopK's test error peaks at 45 % of the data (SplInterp, open question 3), and that a chosen ridge has no peak."""
     from rich.console import Console
@@ -102,7 +102,7 @@ def mnist(
     seeds: Seeds = None,
     quick: Annotated[bool, typer.Option("--quick", help="Minutes instead of hours: fewer epochs, values and seeds.")] = False,
     workers: Workers = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """SplInterp's MNIST experiments (E2): as in the paper, as in its code, and with tuned methods; its claims, decided."""
     from .pam_sgd.recipe import run_mnist
@@ -128,7 +128,7 @@ def llm(
     seeds: Seeds = None,
     quick: Annotated[bool, typer.Option("--quick", help="Minutes instead of an hour: fewer epochs, values and seeds.")] = False,
     workers: Workers = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """SplInterp's experiments on a model's activations (E3), in the paper's proportions; its claims, decided."""
     from rich.console import Console
@@ -209,7 +209,7 @@ def amortisation(
     steps: Annotated[
         int | None, typer.Option(parser=quantity, help="At most so many, of training and inference. \\[default: the paper's]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """SAE, MLP, sparse coding and inference-time optimisation on synthetic codes, beside the published figures (arXiv 2411.13117)."""
     from ..bench.commands import numbers
@@ -238,7 +238,7 @@ def toy(
     ] = "paper,paper-code",
     seeds: Annotated[str, typer.Option(help="Of the points and of what training begins with, with commas.")] = "0,1,2,3,4",
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the training.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """k-means, SAEs and k-means + local PCA on points of the plane (SplInterp, E1): regions, MSEs, and whether SAEs lie between."""
     from ..bench.commands import numbers
@@ -260,7 +260,7 @@ def figures(
     out: Annotated[Path, typer.Option(help="Folder for figures.html, figures.json, and a PNG and an SVG of each.")] = Path(
         "figures"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Figures 5, 6 and 7 of SplInterp and their variations: Voronoi and power diagrams with exact borders, each checked on a grid."""
     from .figures.recipe import NAME, run, table
@@ -281,7 +281,7 @@ def convergence(
     latents: Annotated[int, typer.Option(parser=quantity)] = 256,
     turns: Annotated[int, typer.Option(parser=quantity, help="Of the alternation.")] = 60,
     seed: Annotated[int, typer.Option(help="Of the encoder and the batches.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """The alternation's objective after every half-step (SplInterp, Theorems 3.1 and C.6): with all rows it never rises, with batches it may."""
     from rich.console import Console

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 from services import Served, make_store
 
-CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--window-size=1100,900",
-)  # fmt: skip
 PICTURES = os.environ.get("SPLINTERP_PICTURES")  # a folder for the README's pictures
 PHONE = 390
 
@@ -25,24 +19,6 @@ def served(tmp_path_factory):
     make_store(root / "acts.zarr")
     with Served(root, "--threads", "1") as served:
         yield served
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """Chromium, driven by selenium, with a profile of its own."""
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("there is no chromium with chromedriver here")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture
