@@ -355,8 +355,8 @@ def subset(
 
 @app.command()
 def copy(
-    src: Annotated[Path, typer.Argument(help="A store, or a compressed archive of one.")],
-    dst: Annotated[Path, typer.Argument(help="The copy to write.")],
+    src: Annotated[str, typer.Argument(help="A store, or a compressed archive of one.")],
+    dst: Annotated[str, typer.Argument(help="The copy to write.")],
     compress: Annotated[
         bool,
         typer.Option("--compress", help="Make a compressed archive: smaller, and slower to read. Without it: a plain store."),

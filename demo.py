@@ -18,6 +18,8 @@ from .progress import Bar, shown
 from .quantities import format_count
 from .report import accumulate, print_contexts, top_contexts, write_report
 from .report.tables import harvest_figures, print_plan, print_results
+from .store.check import load
+from .store.create import is_free
 from .train import TrainConfig, auto_batch_size, auto_lr, train
 
 TOKENS, LAYER, LATENTS, K = 500_000, 2, 1536, 32
@@ -98,19 +100,22 @@ def embedded_store(path: Path, tokens: int, console: Console) -> tuple[stores.St
         SplinterpError: another store is there.
     """
     config = HarvestConfig(layers=(LAYER,), tokens=tokens, out=path, resume=path.exists())
-    if path.exists():
-        found = stores.open(path, unfinished=True)
-        told = found.attributes
-        if (told.get("model"), told.get("dataset")) != (config.model, *config.datasets) or tuple(found.sites) != config.sites:
+    if not is_free(path):
+        told = load(path).attributes  # one that was interrupted may have no rows in chunks yet
+        if (told.get("model"), told.get("dataset")) != (config.model, *config.datasets) or tuple(told["sites"]) != config.sites:
             raise SplinterpError(f"{path} is another store than this makes there; give another --out.")
-        if found.status == "complete":
+        if told["status"] == "complete":
+            found = stores.open(path)
             console.print(f"The store that is there is used again: {path}, {found.rows:,} rows.", highlight=False)
             return found, 0
         console.print(f"An interrupted harvest is resumed: {path}.", highlight=False)
     planned = plan(config)
     print_plan(console, planned)
-    with Bar("harvest", tokens, unit="tokens") as bar:
-        made = harvest(config, lambda done, figures: bar.update(done, harvest_figures(figures)), planned=planned)
+    try:
+        with Bar("harvest", tokens, unit="tokens") as bar:
+            made = harvest(config, lambda done, figures: bar.update(done, harvest_figures(figures)), planned=planned)
+    except Interrupted:
+        raise Interrupted(f"Interrupted; {path} keeps what was harvested. The same command goes on.") from None
     if made is None:
         raise SplinterpError("This runs in one process; start it without torchrun.")
     return made, tokens

@@ -66,7 +66,9 @@ class SAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             SplinterpError: there is none, it takes rows of another width than X [N, d_in], or there is no such encoder.
             ValueError: X is no array of finite numbers.
         """
-        X = validate_data(self, X, dtype=np.float32)
+        if self.batch_size < 1:
+            raise SplinterpError(f"The batch_size must be at least 1, not {self.batch_size}.")
+        X = validate_data(self, _plain(X), dtype=np.float32)
         self.sae_, directory = self._opened()
         d_in = self.sae_.config.d_in
         if X.shape[1] != d_in:
@@ -82,7 +84,7 @@ class SAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Codes of rows X [N, d_in], float32 [N, d_sae]: CSR, or an array if `dense`."""
         if not hasattr(self, "encoder_"):
             self.fit(X)  # there was nothing to learn
-        X = validate_data(self, X, dtype=np.float32, reset=False)
+        X = validate_data(self, _plain(X), dtype=np.float32, reset=False)
         found = [to_csr(self.encoder_(rows.to(self.sae_.W_enc)), self._n_features_out) for rows in self._batches(X)]
         counts, indices, data = (np.concatenate(parts) for parts in zip(*found, strict=True))
         codes = sparse.csr_matrix((data, indices, np.append(0, counts.cumsum())), shape=(len(X), self._n_features_out))
@@ -111,3 +113,8 @@ class SAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         tags.requires_fit = False
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
+
+
+def _plain(X: Any) -> Any:
+    """A tensor as scikit-learn can take it, which knows neither bfloat16 nor gradients nor GPUs; anything else as it is."""
+    return X.detach().to("cpu", torch.float32) if isinstance(X, torch.Tensor) else X

@@ -64,7 +64,7 @@ class SAEConfig:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SAE:
     """A sparse autoencoder's weights, all of one float dtype and on one device.
 

@@ -27,7 +27,7 @@ class RowDataset(IterableDataset[torch.Tensor]):
 
     def __init__(
         self,
-        path: Location,
+        path: Location | Store,
         site: str | None = None,
         *,
         batch_size: int,
@@ -44,7 +44,7 @@ class RowDataset(IterableDataset[torch.Tensor]):
         if rank is None or world is None:
             ready = torch.distributed.is_available() and torch.distributed.is_initialized()
             rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if ready else (0, 1)
-        self._path, self._rank, self._world = str(place(path)), rank, world
+        self._path, self._rank, self._world = str(path.path if isinstance(path, Store) else place(path)), rank, world
         self._settings: dict[str, Any] = {"seed": seed, "split": split, "shuffle": shuffle, "drop_last": drop_last}
         self._batch_size = batch_size
         self._epoch = self._done = 0

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from splinterp import store
+from rich.console import Console
+from splinterp import demo, store
 from splinterp.errors import Interrupted, ModelError, SplinterpError, StoreError, TextError
 from splinterp.harvest import HarvestConfig, forward, harvest, plan, run
 from splinterp.store import files
@@ -321,3 +322,20 @@ def test_other_errors_of_the_system_are_left_alone():
 
     with pytest.raises(IsADirectoryError), hub_sentences("org/name", "model", None, ModelError):
         raise IsADirectoryError("x")
+
+
+def test_an_interrupted_demo_goes_on_by_itself(tmp_path, monkeypatch):
+    """Its rows all wait in the pool: no chunk is full before the end."""
+    path, console = tmp_path / "acts.zarr", Console(quiet=True)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo.Bar, "update", stop)
+        with pytest.raises(Interrupted, match="The same command goes on"):
+            demo.embedded_store(path, 6000, console)
+    made, harvested = demo.embedded_store(path, 6000, console)
+    assert (made.rows, harvested, made.status) == (6000, 6000, "complete")
+    again, harvested = demo.embedded_store(path, 6000, console)
+    assert (again.fingerprint, harvested) == (made.fingerprint, 0)

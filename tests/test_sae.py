@@ -203,3 +203,11 @@ def test_we_load_what_saelens_trained_with_batchtopk(architecture, tmp_path):
     assert ours.config.architecture == "jumprelu"
     assert (theirs.encode(x) - dense(ours, x)).abs().max() <= 1e-5
     assert (theirs(x) - ours(x)).abs().max() <= 1e-4
+
+
+def test_saes_can_be_compared_and_kept_in_sets():
+    """Each is itself: their weights are not looked at."""
+    sae, other = random_sae("topk"), random_sae("topk")
+    assert sae != other
+    assert sae in [other, sae]
+    assert len({sae, other, sae}) == 2

@@ -26,9 +26,9 @@ def firsts(batches) -> list[list[float]]:
 
 
 def test_the_batches_are_those_of_the_store(path):
-    dataset = store.RowDataset(path, batch_size=300, seed=3)
-    loader = DataLoader(dataset, batch_size=None)
     opened = store.open(path)
+    dataset = store.RowDataset(opened, batch_size=300, seed=3)
+    loader = DataLoader(dataset, batch_size=None)
     for epoch in range(2):
         dataset.set_epoch(epoch)
         assert firsts(loader) == firsts(opened.batches("hook", 300, seed=3, epoch=epoch))

@@ -647,12 +647,16 @@ def test_harvest_to_s3_and_resume(s3, tmp_path, gpt2_dir, jsonl):
     assert load_tokenizer(there).get_vocab_size() > 0
 
 
-def test_a_copy_goes_to_a_url_and_comes_back_the_same(url, local, reference, tmp_path):
+def test_a_copy_goes_to_a_url_and_comes_back_the_same(url, local, reference, tmp_path, cli):
     there = store.copy(local, url)
     assert there.fingerprint == store.open(local).fingerprint
     assert contents(url) == reference
     store.copy(url, tmp_path / "back.zarr")
     assert contents(tmp_path / "back.zarr") == reference
+    for src, dst in ((local, f"{url}-again"), (f"{url}-again", tmp_path / "again.zarr")):
+        code, _, err = cli("copy", str(src), str(dst))
+        assert code == 0, err
+    assert contents(tmp_path / "again.zarr") == reference
     with pytest.raises(StoreError, match="archive is read from a local disk alone"):
         store.copy(local, f"{url}-archive", compress=True)
     assert not place(f"{url}-archive").exists()

@@ -113,3 +113,14 @@ CHECKS = [
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_scikit_learns_own_checks(check):
     check("OfAnyWidth", OfAnyWidth())
+
+
+def test_tensors_of_any_kind_are_taken(x):
+    """A store's rows are bfloat16; a model's may have gradients."""
+    sae = make_sae()
+    rows = torch.from_numpy(x).bfloat16()
+    expected = splinterp.SAETransformer(sae, dense=True).fit_transform(rows.float().numpy())
+    for kind in (rows, rows.float().requires_grad_()):
+        assert np.array_equal(splinterp.SAETransformer(sae, dense=True).fit_transform(kind), expected)
+    with pytest.raises(SplinterpError, match="batch_size must be at least 1"):
+        splinterp.SAETransformer(sae, batch_size=0).fit(x)

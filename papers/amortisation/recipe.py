@@ -193,6 +193,8 @@ def _compared(arm: Arm, name: str, values: Sequence[float]) -> dict[str, Any]:
     error = spread * (1 / len(values) + 1 / arm.runs) ** 0.5
     if abs(difference) <= AGREES:
         verdict = "agrees"
+    elif len(values) == 1:
+        verdict = "one seed: how far they scatter is not known"
     elif name in arm.why:
         verdict = arm.why[name]
     else:
@@ -201,7 +203,12 @@ def _compared(arm: Arm, name: str, values: Sequence[float]) -> dict[str, Any]:
             if error
             else "differs"
         )
-    return {"published": arm.published[name], "difference": difference, "standard_error": error, "verdict": verdict}
+    return {
+        "published": arm.published[name],
+        "difference": difference,
+        "standard_error": error if len(values) > 1 else None,
+        "verdict": verdict,
+    }
 
 
 def training_flops(arm: Arm, steps: int, how: str) -> int:
