@@ -685,6 +685,4 @@ def _say_store(store: Store, asked: int | None = None, more: Sequence[str] = ())
     out_console.print(" ".join([f"{told}.", *more]), markup=False, soft_wrap=True)
     if asked is not None and store.rows < asked:
         why = "the text was too short" if facts["short"] else "ranks do not make up for rows that are left out"
-        err_console.print(
-            f"Note: {why}, so the store has {counted(store.rows, 'row')} and not {asked:,}.", style="yellow", soft_wrap=True
-        )
+        note(f"{why}, so the store has {counted(store.rows, 'row')} and not {asked:,}.")

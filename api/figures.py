@@ -106,7 +106,7 @@ def evaluate(
         revision = attributes.get("revision") if model == own else None
         try:
             bridge, batches = evaluation_batches(
-                model, text, tokens or TOKENS, **as_harvested, revision=revision, device=device
+                model, text, TOKENS if tokens is None else tokens, **as_harvested, revision=revision, device=device
             )
             figures |= cross_entropies(bridge, opened.site.name, opened.sae, opened.site.mean, batches, by.encode)._asdict()
         except SplinterpError as error:
